@@ -21,10 +21,14 @@ environment: $(STAMP)
 collected: $(STAMP)
 	$(BIN)/pytest --collect-only >/dev/null
 
-# Debian's packages that other targets install by themselves, one at a time: two calls of apt at once would fail.
+# Of commands and Debian's packages that have them, COMMAND:PACKAGE, the packages whose command is not there: others may have it
+# from elsewhere, as npm comes with Node.js' own packages, beside which Debian's cannot be installed.
+DEBIAN = missing=; for one in $(1); do command -v $${one%:*} >/dev/null || missing="$$missing $${one\#*:}"; done; \
+	[ -z "$$missing" ] || (apt-get update -qq && apt-get install -y -qq $$missing >/dev/null)
+
+# What other targets install by themselves, one at a time: two calls of apt at once would fail.
 debian:
-	for one in promtool strace faketime chromium npm etcd; do command -v $$one >/dev/null || missing=yes; done; [ -z "$$missing" ] || \
-		(apt-get update -qq && apt-get install -y -qq prometheus strace faketime chromium nodejs npm etcd-server >/dev/null)
+	$(call DEBIAN,promtool:prometheus strace:strace faketime:faketime chromium:chromium npm:npm etcd:etcd-server)
 
 # What other targets install into .venv, and would while something runs in it.
 python-tools: $(STAMP)
@@ -42,36 +46,40 @@ demo: $(STAMP)
 	$(BIN)/needle demo
 
 # Tests of processes wait most of their time: they run several at a time, the long ones first. Those that only compute, simulations
-# among them, use what the others leave of the processors: one by one, and whenever nobody else has anything to do. Then what
-# measures time, alone. The tests of a file go to one worker: they may share a cluster. What no worker has compiled yet is compiled
-# once, before all of them do. docs/adr/0084.
+# among them, use what the others leave of the processors: two at a time, whenever nobody else has anything to do. Then what
+# measures time, alone, from the files that have such tests: to collect all takes longer than some of them. The tests of a file go
+# to one worker: they may share a cluster. What no worker has compiled yet is compiled once, before all of them do. docs/adr/0084.
+# What tests write goes below build/temporary: a run that was interrupted leaves gigabytes, and the next one clears them away.
 WORKERS ?= 4
+TEMPORARY := $(CURDIR)/build/temporary
 USUAL := not alone and not runbook and not campaign
 COMPUTING := $(addprefix tests/,base catalog raft routing shard sim)
 LONG := $(addprefix tests/,chaos cluster cli backup faults)
 QUICK := $(filter-out $(COMPUTING) $(LONG),$(patsubst %/,%,$(filter-out tests/__pycache__/ tests/harness/,$(wildcard tests/*/))))
 test: $(STAMP)
-	mkdir -p build
+	mkdir -p $(TEMPORARY)
 	trap 'kill $$computing 2>/dev/null; exit 130' INT TERM; failed=0; \
-	nice -n 10 $(BIN)/pytest -m "$(USUAL)" --durations 15 $(COMPUTING) >build/computing.log 2>&1 & computing=$$!; \
+	nice -n 15 $(BIN)/pytest -m "$(USUAL)" --numprocesses 2 --dist loadfile --durations 15 --basetemp $(TEMPORARY)/computing $(COMPUTING) >build/computing.log 2>&1 & computing=$$!; \
 	[ -d tests/cluster/__pycache__ ] || $(BIN)/pytest --collect-only $(LONG) $(QUICK) >/dev/null; \
-	$(BIN)/pytest -m "$(USUAL)" --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 15 $(LONG) $(QUICK) || failed=1; \
+	$(BIN)/pytest -m "$(USUAL)" --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 15 --basetemp $(TEMPORARY)/processes $(LONG) $(QUICK) || failed=1; \
 	wait $$computing || failed=1; \
 	cat build/computing.log; \
-	$(BIN)/pytest -m alone --durations 15 && exit $$failed
+	$(BIN)/pytest -m alone --durations 15 --basetemp $(TEMPORARY)/alone $$(grep -rl --include='test_*.py' 'mark\.alone' tests) && exit $$failed
 
 # Damage, lost directories, full disks and kills at each step on real processes, and simulated runs that once failed, beside
 # those that `make test` runs, and what is much like these: some twenty minutes. `make campaigns SLICE=2/8` runs the second of eight slices.
 SLICE ?= 1/1
 campaigns: $(STAMP)
-	$(BIN)/pytest -m campaign --slice $(SLICE) --numprocesses $(WORKERS) --dist loadfile --durations 15
+	mkdir -p $(TEMPORARY)
+	$(BIN)/pytest -m campaign --slice $(SLICE) --numprocesses $(WORKERS) --dist loadfile --durations 15 --basetemp $(TEMPORARY)/campaigns
 
 # The sections of docs/alerts.md and docs/operations.md under their faults, beside those that `make test` runs: minutes.
 # `make runbooks SHORT=--short` runs some.
 SHORT ?=
 RUNBOOKS_SHORT := elect_nobody or upgrade or no_cluster or runbooks_do or election_failures or slow_replication
 runbooks: $(STAMP)
-	$(BIN)/pytest -m runbook $(if $(SHORT),-k "$(RUNBOOKS_SHORT)") --numprocesses $(WORKERS) --dist loadfile --durations 15 tests/cli
+	mkdir -p $(TEMPORARY)
+	$(BIN)/pytest -m runbook $(if $(SHORT),-k "$(RUNBOOKS_SHORT)") --numprocesses $(WORKERS) --dist loadfile --durations 15 --basetemp $(TEMPORARY)/runbooks tests/cli
 
 lint: $(STAMP)
 	$(BIN)/ruff check src proof tests bench integrations examples
@@ -96,7 +104,7 @@ rolling: $(STAMP)
 
 # The same with etcd beside it, in short: installs Debian's etcd-server, so it needs root and apt.
 bench-etcd: $(STAMP)
-	command -v etcd >/dev/null || (apt-get update -qq && apt-get install -y -qq etcd-server >/dev/null)
+	$(call DEBIAN,etcd:etcd-server)
 	$(BIN)/python -m bench writes failover --quick
 
 # What calls cost while collections, documents, rounds of updates and connections grow: an hour and more, or a minute or two by
@@ -167,7 +175,7 @@ soak-http: $(STAMP)
 
 # A client in TypeScript, generated from what a node serves: takes its tools from npm, and Node.js from Debian if there is none.
 typescript: $(STAMP)
-	command -v npm >/dev/null || (apt-get update -qq && apt-get install -y -qq nodejs npm >/dev/null)
+	$(call DEBIAN,npm:npm)
 	$(BIN)/python -m proof.typescript
 
 # Backups every 30 s, and the archive of the logs, while nodes, archivers and backups are killed and shards come and go; then
@@ -188,8 +196,7 @@ fuzz-http: $(STAMP)
 # About twenty minutes; `make alerts SHORT=--short` for one fault with shorter waits and the tutorial's chapter, a minute. Installs
 # prometheus, strace and faketime, so it needs root and apt.
 alerts: $(STAMP)
-	command -v promtool >/dev/null && command -v strace >/dev/null && command -v faketime >/dev/null || \
-		(apt-get update -qq && apt-get install -y -qq prometheus strace faketime >/dev/null)
+	$(call DEBIAN,promtool:prometheus strace:strace faketime:faketime)
 	$(BIN)/python -m proof.alerts $(SHORT)
 
 # A Prometheus of its own, with the rules, that watches nodes of this machine until Ctrl-C (docs/tutorial.md); by default those of
@@ -197,7 +204,7 @@ alerts: $(STAMP)
 WATCH ?= 127.0.0.1:6001,127.0.0.1:6002,127.0.0.1:6003
 PROMETHEUS_AT ?= 127.0.0.1:9190
 prometheus: $(STAMP)
-	command -v prometheus >/dev/null || (apt-get update -qq && apt-get install -y -qq prometheus >/dev/null)
+	$(call DEBIAN,prometheus:prometheus)
 	$(BIN)/python -m proof.alerts.watch $(WATCH) --at $(PROMETHEUS_AT)
 
 # The files of deploy/ before hadolint (PyPI), systemd-analyze and Helm, then the chart's pods as processes. Helm is built from
@@ -228,7 +235,7 @@ packages: $(STAMP)
 # The dashboard in a headless Chromium (Debian's), with pictures of each view in build/ui; `make ui SHORT=--short` looks at
 # each view once or twice. Installs chromium, so it needs root and apt.
 ui: $(STAMP)
-	command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium >/dev/null)
+	$(call DEBIAN,chromium:chromium)
 	$(BIN)/python -c 'import playwright' 2>/dev/null || ($(call EXTRA,ui))
 	$(BIN)/python -m proof.ui $(SHORT)
 
@@ -256,7 +263,7 @@ build/docs-venv/.installed: docs-requirements.txt
 # Mermaid draws the diagrams in the reader's browser; the site has its own copy, so that nothing is loaded from elsewhere.
 MERMAID := 11.12.0
 build/mermaid-$(MERMAID).min.js:
-	command -v npm >/dev/null || (apt-get update -qq && apt-get install -y -qq nodejs npm >/dev/null)
+	$(call DEBIAN,npm:npm)
 	mkdir -p build
 	cd build && npm pack --silent mermaid@$(MERMAID) >/dev/null
 	tar -xzOf build/mermaid-$(MERMAID).tgz package/dist/mermaid.min.js >$@.part

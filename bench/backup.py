@@ -90,7 +90,8 @@ async def main(cluster, target, rate):
     async with needle.connect(cluster.split(",")) as client:
         end = time.monotonic() + {SECONDS}
         while time.monotonic() < end:
-            await backup.create(client, backup.open_store(target), rate=None if rate == "None" else float(rate))
+            store = backup.open_store(target)
+            await backup.create(client, store, rate=None if rate == "None" else float(rate), begin=True)
 asyncio.run(main(*sys.argv[1:]))
 """
 """A process of its own, as an operator's: it shares no interpreter with who measures."""

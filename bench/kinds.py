@@ -96,9 +96,9 @@ def measure(kind: IndexKind, preset: str, directory: Path, spent: float, *, agai
         return msgspec.json.decode(done.read_bytes(), type=Measured)
     built = _build(where, spec, str(directory / "vectors.npy"))
     path = str(where / segment_file(built.segment))
-    found = _alone(_searched, path, spec, built.segment, data.queries, data.vectors)
+    found = alone(_searched, path, spec, built.segment, data.queries, data.vectors)
     ours = partial(_opened, path, spec, built.segment)
-    by_faiss = _alone(beside, kind, str(where / FAISS), ours, data.queries, data.nearest, found[4][0], spent)
+    by_faiss = alone(beside, kind, str(where / FAISS), ours, data.queries, data.nearest, found[4][0], spent)
     measured = Measured(kind.value, built.seconds, *found, by_faiss)
     done.write_bytes(msgspec.json.encode(measured))
     return measured
@@ -124,13 +124,14 @@ def _build(where: Path, spec: CollectionSpec, vectors: str) -> Built:
     done = where / "built.json"
     if done.exists():
         return msgspec.json.decode(done.read_bytes(), type=Built)
-    seconds, segment = _alone(_built, str(where), spec, vectors)
-    built = Built(segment, (seconds, _alone(build, spec.index.kind, spec.index, vectors, str(where / FAISS))))
+    seconds, segment = alone(_built, str(where), spec, vectors)
+    built = Built(segment, (seconds, alone(build, spec.index.kind, spec.index, vectors, str(where / FAISS))))
     done.write_bytes(msgspec.json.encode(built))
     return built
 
 
-def _alone(work: Callable[..., T], *args: Any) -> T:
+def alone(work: Callable[..., T], *args: Any) -> T:
+    """In a process of its own, which has nothing of what came before in its memory."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *args).result()
 
@@ -151,7 +152,7 @@ def _opened(path: str, spec: CollectionSpec, segment: PublishedSegment) -> Searc
 def _searched(
     path: str, spec: CollectionSpec, segment: PublishedSegment, queries: Floats, vectors: str
 ) -> tuple[float, float, float, float, list[float], list[float]]:
-    before = _resident()
+    before = resident()
     opened = SealedSegment(path, segment, spec)
     answers, microseconds, masks = [], [], [_mask(share, opened.rows) for share in SHARES]
     after = before
@@ -160,7 +161,7 @@ def _searched(
         found = [opened.search(query[None], K, spec.index.ef_search, mask, measured=True) for query in queries]
         microseconds.append(1e6 * (time.process_time() - start) / len(queries))
         answers.append([top_k(one, 1, K)[0][0] for one in found])
-        after = _resident() if mask is None else after
+        after = resident() if mask is None else after
     rows = np.load(vectors, mmap_mode="r")
     recalls = [_recall(rows, queries, mask, found) for mask, found in zip(masks, answers, strict=True)]
     count = len(rows)
@@ -183,7 +184,7 @@ def _recall(rows: Any, queries: Floats, mask: Any, found: list[Any]) -> float:
     return float(np.mean([np.isin(want, got).mean() for want, got in zip(nearest, found, strict=True)]))
 
 
-def _resident() -> dict[str, int]:
+def resident() -> dict[str, int]:
     """Bytes of this process in memory, by what they are."""
     lines = Path("/proc/self/status").read_text("ascii").splitlines()
     return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.startswith("Rss")}
@@ -196,7 +197,7 @@ def measured(
     directory = keep / f"{rows}x{dimensions}-{preset}"
     if not (directory / "nearest.npy").exists():
         directory.mkdir(parents=True, exist_ok=True)
-        _alone(_draw, str(directory), rows, dimensions)
+        alone(_draw, str(directory), rows, dimensions)
     found = []
     for kind in kinds:
         found.append(measure(kind, preset, directory, spent, again=again))

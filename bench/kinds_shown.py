@@ -34,13 +34,14 @@ def picture(points: list[tuple[str, float, float, float]]) -> str:
     low_x, high_x, low_y, high_y = min(sizes) - 0.1, max(sizes) + 0.35, min(costs) - 0.15, max(costs) + 0.15
     across, up = "bytes of a vector that searches read", "processor time of a search, us"
     parts = axes(_MARGIN, 16, _WIDTH - 16, _HEIGHT - _MARGIN, across, up)
-    for (kind, size, cost, recall), x_at, y_at in zip(points, sizes, costs, strict=True):
+    for at, ((kind, size, cost, recall), x_at, y_at) in enumerate(zip(points, sizes, costs, strict=True)):
         x = _MARGIN + (x_at - low_x) / (high_x - low_x) * (_WIDTH - 16 - _MARGIN)
         y = _HEIGHT - _MARGIN - (y_at - low_y) / (high_y - low_y) * (_HEIGHT - 16 - _MARGIN)
         text = escape(f"{kind}: {size:,.0f} B, {cost:,.0f} us, recall {recall:.3f}")
         anchor, beside = ("end", -8) if x > _WIDTH * 0.7 else ("start", 8)
         parts.append(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="4" fill="#1f5fbf"/>')
-        parts.append(f'<text x="{x + beside:.0f}" y="{y + 4:.0f}" text-anchor="{anchor}">{text}</text>')
+        above = 18 if at % 2 else -8  # neighbours in the table lie near each other
+        parts.append(f'<text x="{x + beside:.0f}" y="{y + above:.0f}" text-anchor="{anchor}">{text}</text>')
     return svg(_WIDTH, _HEIGHT, parts)
 
 
@@ -68,9 +69,14 @@ def place(rows: int, dimensions: int) -> tuple[str, str]:
 
 def write(document: Path, text: str, drawn: str, begin: str, picture: str) -> None:
     """Put the table into a document, between its marks, and the picture beside it. Raises ValueError without marks."""
+    place_text(document, text, begin)
+    document.with_name(picture).write_text(drawn, "utf-8")
+
+
+def place_text(document: Path, text: str, begin: str) -> None:
+    """Put a text into a document between a mark and END. Raises ValueError without them."""
     before, mark, rest = document.read_text("utf-8").partition(begin)
     _, end, after = rest.partition(END)
     if not mark or not end:
         raise ValueError(f"{document} lacks the lines {begin.strip()} and {END.strip()}")
     document.write_text(before + begin + "\n" + text + "\n" + END + after, "utf-8")
-    document.with_name(picture).write_text(drawn, "utf-8")

@@ -24,7 +24,8 @@ class Rate:
 
 
 async def closed_loop(clients: int, seconds: float, operation: Callable[[int], Awaitable[object]]) -> Rate:
-    """Run `operation(n)` from `clients` concurrent callers for `seconds`; n is unique. Errors end the benchmark."""
+    """Run `operation(n)` from `clients` concurrent callers for `seconds`; n is unique. Errors end the benchmark. Raises
+    ValueError if no call was begun: there were no callers, or the machine let none of them begin in time."""
     latencies: list[float] = []
     counter = iter(range(1 << 62))
     deadline = time.perf_counter() + seconds
@@ -37,6 +38,9 @@ async def closed_loop(clients: int, seconds: float, operation: Callable[[int], A
     begin = time.perf_counter()
     await asyncio.gather(*(caller() for _ in range(clients)))
     elapsed = time.perf_counter() - begin
+    if not latencies:
+        text = f"no call of {clients} client(s) was begun within {seconds:g} s"
+        raise ValueError(f"{text}: ask with one client or more, for longer, or on a machine that is less busy")
     p50, p99 = np.percentile(np.array(latencies) * 1e3, [50, 99])
     return Rate(len(latencies) / elapsed, float(p50), float(p99), len(latencies))
 

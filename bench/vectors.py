@@ -28,6 +28,14 @@ class Dataset:
 
 
 def dataset(rows: int, dimensions: int, queries: int = 1000, seed: int = 7) -> Dataset:
+    """As `drawn`, with the answers."""
+    vectors, asked = drawn(rows, dimensions, queries, seed)
+    flat = faiss.IndexFlatIP(dimensions)
+    flat.add(vectors)
+    return Dataset(vectors, asked, flat.search(asked, 10)[1])
+
+
+def drawn(rows: int, dimensions: int, queries: int, seed: int = 7) -> tuple[Floats, Floats]:
     """`rows` unit vectors that, like embeddings, vary along few directions (LATENT) with some noise; queries drawn the
     same way. HNSW needs about the efSearch for recall 0.95 that it needs on text embeddings; uniform or clustered
     noise would make it far too hard or too easy."""
@@ -39,10 +47,7 @@ def dataset(rows: int, dimensions: int, queries: int = 1000, seed: int = 7) -> D
         points += np.float32(0.5) * rng.standard_normal((n, dimensions), dtype=np.float32)
         return np.ascontiguousarray(points / np.linalg.norm(points, axis=1, keepdims=True), dtype=np.float32)
 
-    vectors, asked = draw(rows), draw(queries)
-    flat = faiss.IndexFlatIP(dimensions)
-    flat.add(vectors)
-    return Dataset(vectors, asked, flat.search(asked, 10)[1])
+    return draw(rows), draw(queries)
 
 
 def build_hnsw(vectors: Floats, m: int, ef_construction: int, threads: int) -> tuple[faiss.Index, float]:

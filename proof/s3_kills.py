@@ -12,7 +12,8 @@ from pathlib import Path
 
 import needle
 from needle import backup as backups
-from needle.backup.keeping import MAKING, PRUNING
+from needle.backup.archive_reading import clusters
+from needle.backup.keeping import MAKING, PRUNING, backup_ids
 from needle.base.instants import micros
 from proof.operator import Operator
 
@@ -22,6 +23,7 @@ ARCHIVE_STEPS = 6
 """An archiver does not end by itself: it is killed at so many."""
 WAIT_SECONDS = 90.0
 TIMES = ("before", "after")
+BACKUP = ("backup", "create")
 
 
 class Kills:
@@ -35,7 +37,7 @@ class Kills:
         """Backups, the archive and prune of a cluster that has so many documents; an instant of the archive at which it
         had them (microseconds since 1970)."""
         for step, when in self._steps("create"):
-            if await self._at(step, when, "changes", "backup", "create", self._target) != KILLED:
+            if await self._at(step, when, "changes", *BACKUP, self._target, "--begin") != KILLED:
                 break
             await self._all_is_whole()
         for step in range(1, ARCHIVE_STEPS + 1):
@@ -89,11 +91,14 @@ class Kills:
         self.killed[what] = self.killed.get(what, 0) + 1
 
     def _archive(self) -> tuple[str, ...]:
-        return "backup", "archive", self._target, "--every", "0.5"
+        return "backup", "archive", self._target, "--every", "0.5", "--begin"
 
     async def _all_is_whole(self) -> None:
-        """As the server has it on its disk."""
-        found = await asyncio.to_thread(backups.verify, backups.open_store(str(self._root)))
+        """As the server has it on its disk; or there is nothing yet."""
+        store = backups.open_store(str(self._root))
+        if not backup_ids(store) and not clusters(store):
+            return
+        found = await asyncio.to_thread(backups.verify, store)
         assert found.problems == [], found
 
     async def _archived(self) -> int:

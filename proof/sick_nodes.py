@@ -33,12 +33,12 @@ machine.execute_once = _other
 LOST_COLLECTION = """
 import msgspec
 from needle.catalog.machine import CatalogMachine
-_decode = CatalogMachine._decode
-def _older(self, data, path):
-    state = _decode(self, data, path)
-    kept = [one for one in state.topology.collections if one.spec.name != 'lost']
-    return msgspec.structs.replace(state, topology=msgspec.structs.replace(state.topology, collections=kept))
-CatalogMachine._decode = _older
+_with_rows = CatalogMachine._with_rows
+def _older(self, stored):
+    state, _ = _with_rows(self, stored)
+    kept = tuple(one for one in state.topology.collections if one.spec.name != 'lost')
+    return msgspec.structs.replace(state, topology=msgspec.structs.replace(state.topology, collections=kept)), False
+CatalogMachine._with_rows = _older
 """
 """Opens its catalog as an older copy, from before there was a collection of the name `lost`."""
 FEW_VERSIONS = """

@@ -171,7 +171,8 @@ def _judged(verdict: Verdict) -> list[str]:
         f"operations       {sum(verdict.operations.values())} ({counts})",
         f"linearizable     {verdict.keys} keys, {verdict.given_up} given up as too many orders",
         f"searches         {reads.searches} replayed, {reads.exact} of them exact; {reads.undetermined} may have "
-        f"met a write of unknown fate; {reads.partial} partial; {reads.eventual_gets} eventual gets",
+        f"met a write of unknown fate; {reads.partial} partial; {reads.eventual_gets} eventual gets; "
+        f"{reads.shaped} by groups, unlike each other or in an order",
         f"replicas         {verdict.replicas} equal, each with every acknowledged write",
     ]
 

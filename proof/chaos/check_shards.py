@@ -2,7 +2,8 @@
 
 There is no snapshot across shards, but each shard answers from one state of its own: the hits that a shard owns must be
 the nearest of one state of its log, no older than what the search had to see, and no document of that state may be
-nearer than the farthest hit and be missing. So an answer never misses an acknowledged document. A shard-aware client
+nearer than the farthest hit (of a search by groups that of each group, with `diversify` the nearest) and be missing.
+So an answer never misses an acknowledged document. A shard-aware client
 knows the index of each shard's state; for one that went through a node, some state must fit, up to the writes begun
 before the answer came.
 
@@ -13,14 +14,12 @@ for the other shards the answer must be as good as any.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
-
-import numpy as np
 
 from needle.routing.shard_map import KeyRange, uncovered
 from proof.chaos.revealed_log import Freshness, Replayed, RevealedLog, View, eventual_get, search_seen
 from proof.checkers.history import History, Operation
-from proof.checkers.replay import TOLERANCE, check_search, distances
+from proof.checkers.replay import check_fresh
+from proof.checkers.scatter import Difference, ScatterSeen, check_choice, check_shape, cutoff_of, differs
 from proof.checkers.violation import Violation
 
 NAME = "search across shards"
@@ -34,16 +33,23 @@ def replay_shards(history: History, shards: int, metric: str, ranges: Sequence[R
     counts = Replayed()
     owners = {op.key: op.details["shard"] for op in history.operations if op.key}
     begun = {op.tag: op.invoked for op in history.operations if op.tag}
+    searches: dict[int, ScatterSeen] = {}
     for op in _searches(history):
-        _check_whole(op, begun, shards)
+        searches[op.id] = search_seen(op)
+        _check_whole(op, searches[op.id], begun, shards)
         _check_coverage(op, owners, ranges)
         counts.partial += bool(op.details.get("partial"))
         counts.searches += 1
         counts.exact += op.details["exact"]
     undetermined: set[int] = set()
+    logs: dict[int, RevealedLog] = {}
     for shard in range(shards):
         part = _of_shard(history, shard, owners)
-        _Replay(part, metric, counts, undetermined).run()
+        logs[shard] = _Replay(part, metric, searches, counts, undetermined).run()
+    # About in the order of the logs, which are gone through from their begin for each step back.
+    for op in sorted(_searches(history), key=lambda op: sum((searches[op.id].applied or {}).values())):
+        counts.shaped += not searches[op.id].shaping.plain()
+        _check_choice(op, searches[op.id], logs, owners, metric)
     counts.undetermined = len(undetermined)
     return counts
 
@@ -52,22 +58,29 @@ def _searches(history: History) -> Iterator[Operation]:
     return (op for op in history.operations if op.kind == "search" and not op.key and op.outcome == "ok")
 
 
-def _check_whole(op: Operation, begun: dict[str, int], shards: int) -> None:
+def _check_whole(op: Operation, seen: ScatterSeen, begun: dict[str, int], shards: int) -> None:
     """What concerns all shards together: none is missing, nothing twice, nothing that nobody had written, in order.
     begun: by value."""
-    hits, k, told = op.details["hits"], op.details["k"], op.details["applied"]
-    if told is not None and set(told) != {str(shard) for shard in range(shards)} - set(map(str, _missing(op))):
-        raise Violation(NAME, f"search #{op.id} by {op.client} was answered by shards {sorted(told)} of {shards}")
-    names = [hit[0] for hit in hits]
-    if len(names) > k or len(set(names)) != len(names):
-        raise Violation(NAME, f"search #{op.id} by {op.client} asked for {k} and got {names}")
+    if seen.applied is not None and set(seen.applied) != set(range(shards)) - set(seen.missing):
+        raise Violation(NAME, f"{seen.label} was answered by shards {sorted(seen.applied)} of {shards}")
+    check_shape(seen)
     answered = op.returned or 0
-    unknown = [name for name, _, _, tag in hits if begun.get(tag, answered) >= answered]
+    unknown = [name for name, _, _, tag in op.details["hits"] if begun.get(tag, answered) >= answered]
     if unknown:
-        raise Violation(NAME, f"search #{op.id} by {op.client} found {unknown}, which nobody had written", unknown[0])
-    for (_, _, before, _), (name, _, after, _) in pairwise(hits):
-        if after < before:
-            raise Violation(NAME, f"search #{op.id} by {op.client}: {name} is not in order of distance", name)
+        raise Violation(NAME, f"{seen.label} found {unknown}, which nobody had written", unknown[0])
+
+
+def _check_choice(
+    op: Operation, seen: ScatterSeen, logs: dict[int, RevealedLog], owners: dict[str, int], metric: str
+) -> None:
+    """Of the nearest those are chosen that were asked for, and stand in the order that was asked for."""
+    if seen.shaping.by_distance():
+        return
+    position, shown = op.returned or 0, {hit[0] for hit in seen.hits}
+    told = seen.applied or {}
+    states = {shard: View(logs[shard], logs[shard].hidden(at, position, shown)) for shard, at in told.items()}
+    doubts = sum(logs[shard].doubtful(at, position, shown) for shard, at in told.items())
+    check_choice(logs, states, owners.__getitem__, seen, metric, doubts)
 
 
 def _missing(op: Operation) -> list[int]:
@@ -114,8 +127,6 @@ def _part_of_search(op: Operation, shard: int, owners: dict[str, int]) -> Operat
     details["at"] = int(told[str(shard)]) if told else ANY
     # Without an index of its own the state is at least as new as the newest hit.
     details["applied"] = details["at"] if told else max((hit[1] for hit in hits), default=0)
-    full = op.outcome == "ok" and len(op.details["hits"]) >= details["k"]
-    details["reach"] = op.details["hits"][-1][2] if full else None
     return Operation(
         id=op.id,
         client=op.client,
@@ -133,13 +144,22 @@ def _part_of_search(op: Operation, shard: int, owners: dict[str, int]) -> Operat
 class _Replay:
     """One shard's reads against its log."""
 
-    def __init__(self, part: History, metric: str, counts: Replayed, undetermined: set[int]) -> None:
-        self._history, self._metric = part, metric
+    def __init__(
+        self,
+        part: History,
+        metric: str,
+        searches: dict[int, ScatterSeen],
+        counts: Replayed,
+        undetermined: set[int],
+    ) -> None:
+        """searches: those of all shards, by id."""
+        self._history, self._metric, self._searches = part, metric, searches
         self._counts, self._undetermined = counts, undetermined
         self._log = RevealedLog(part)
         self._fresh = Freshness(part)
 
-    def run(self) -> None:
+    def run(self) -> RevealedLog:
+        """Raises Violation. Returns the shard's log."""
         reads = [op for op in self._history.operations if op.kind == "search" and op.outcome == "ok"]
         for op in sorted(reads, key=lambda op: (op.details["applied"], op.id)):
             strong = op.details["mode"] != "eventual"
@@ -149,18 +169,20 @@ class _Replay:
                 eventual_get(self._log, op, required)
             else:
                 self._search(op, required)
+        return self._log
 
     def _search(self, op: Operation, required: int) -> None:
-        failure: Violation | None = None
+        seen, failure = self._searches[op.id], ""
+        wrong: Difference | None = None
         for index in self._states(op, required):
-            try:
-                self._at(op, index, required)
-            except Violation as violation:
-                failure = failure or violation
-            else:
+            check_fresh(f"{seen.label} ({seen.mode})", index, required)
+            found = self._differs(op, index)
+            if found is None:
                 return
-        if failure is not None:
-            raise failure
+            if wrong is None:
+                wrong, failure = found, f"{seen.label} ({seen.mode}) at {index}: {found.text}"
+        if wrong is not None:
+            raise Violation(NAME, failure, wrong.key)
 
     def _states(self, op: Operation, required: int) -> Iterator[int]:
         """The indexes at which the shard may have answered: the last one of each state, the newest state first."""
@@ -173,27 +195,11 @@ class _Replay:
         yield newest
         yield from older
 
-    def _at(self, op: Operation, index: int, required: int) -> None:
-        """Raises Violation unless the hits are the answer of the state at `index`."""
-        log, hits, reach = self._log, op.details["hits"], op.details["reach"]
-        shown = {hit[0] for hit in hits}
-        hidden = log.hidden(index, op.returned or 0, shown)
+    def _differs(self, op: Operation, index: int) -> Difference | None:
+        """Why the hits are not the answer of the state at `index`."""
+        log, seen, position = self._log, self._searches[op.id], op.returned or 0
+        hits = [(key, version, distance) for key, version, distance, _ in op.details["hits"]]
+        hidden = log.hidden(index, position, {key for key, _, _ in hits})
         if hidden and not hidden.isdisjoint(log.at(index)):
             self._undetermined.add(op.id)
-        view = View(log, hidden)
-        seen = search_seen(op, required, index, len(hits) + (reach is None))
-        check_search(view, seen, self._metric)
-        if reach is None or not op.details["exact"]:
-            return
-        others = {
-            key: doc
-            for key, doc in view.at(index).items()
-            if key not in shown and (seen.keep is None or seen.keep(doc.metadata))
-        }
-        if not others:
-            return
-        far = distances(seen.vector, np.array([doc.vector for doc in others.values()], np.float64), self._metric)
-        nearest = int(np.argmin(far))
-        if far[nearest] < reach - TOLERANCE * max(1.0, abs(reach)):
-            key = list(others)[nearest]
-            raise Violation(NAME, f"{seen.label} at {index}: {key} at {far[nearest]:.6f} is missing", key)
+        return differs(View(log, hidden), index, hits, cutoff_of(seen), seen, self._metric)

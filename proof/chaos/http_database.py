@@ -19,7 +19,7 @@ from needle.base.model import HitBatch, ReadMode, WriteResult
 from needle.routing.shard_map import KeyRange
 from needle.server.http import session
 from proof.chaos.http_door import Answer, Connections, Documented
-from proof.sim.databases import grouped
+from proof.checkers.shaping import Shaping
 from proof.sim.promises import surely_without_effect
 from proof.sim.workload import Answer as Seen
 from proof.sim.workload import Documents
@@ -189,11 +189,11 @@ class HttpDatabase:
         return (found[0]["version"], found[0]["metadata"], applied) if found else (0, None, applied)
 
     async def find(
-        self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool, partial: bool, of_each: int
+        self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool, partial: bool, shaping: Shaping
     ) -> Seen:
         body = {
             "vector": vector.tolist(),
-            **grouped(k, of_each),
+            **shaping.options(k),
             "filter": filter,
             "mode": str(mode),
             "exact": exact,
@@ -210,12 +210,14 @@ class HttpDatabase:
             [msgspec.json.encode(hit["metadata"]) for hit in hits],
             b"",
             max(applied.values(), default=0),
-            groups=[hit["group"] for hit in hits] if of_each else [],
+            groups=[hit["group"] for hit in hits] if shaping.of_each else [],
         )
         missing = tuple(sorted(map(int, told.get("missing", {}))))
         return Seen(batch, applied, missing, [one for shard in missing for one in self._ranges(shard)], told["epoch"])
 
-    async def find_many(self, vectors: Any, k: int, filter: Any, mode: ReadMode, exact: bool) -> list[Seen]:
+    async def find_many(
+        self, vectors: Any, k: int, filter: Any, mode: ReadMode, exact: bool, shaping: Shaping
+    ) -> list[Seen]:
         raise NotImplementedError
 
     def tokens(self, latest: dict[int, int]) -> dict[int, int]:

@@ -2,7 +2,8 @@
 
 An acknowledged write names its index, and a version is the index of the write that made it. A write of unknown fate
 whose value nobody ever saw may sit anywhere in the log, or nowhere; it can only hide an older document, never add a
-hit. Invariant: what is reported as a violation is one, whatever became of the unknown writes.
+hit; it may take a place among the candidates of a search that chooses among them (`doubtful`). Invariant: what is
+reported as a violation is one, whatever became of the unknown writes.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import msgspec
 import numpy as np
 
 from proof.checkers import linearizability
-from proof.checkers.history import History, Operation
-from proof.checkers.replay import GetSeen, LogModel, ModelDocument, SearchSeen, check_get
+from proof.checkers.history import SHAPES, History, Operation
+from proof.checkers.replay import GetSeen, LogModel, ModelDocument, check_get
+from proof.checkers.scatter import ScatterSeen
+from proof.checkers.shaping import Shaping
 from proof.checkers.violation import Violation
 from proof.sim.workload import FILTERS, Keep
 
@@ -89,6 +92,17 @@ class RevealedLog(LogModel):
             and self._unchanged.get((key, before := self._changed(key, index)), before) < index
         }
 
+    def doubtful(self, index: int, position: int, shown: set[str]) -> int:
+        """How many documents more than those that are known there may have been in the state at `index`: those that are
+        hidden, and those that a write of unknown fate, begun before `position`, may have put there."""
+        known = self.at(index)
+        puts = {
+            key
+            for key, writes in self.open.items()
+            if key not in shown and any(op.kind != "delete" and op.invoked < position for op in writes)
+        }
+        return len(puts | {key for key in self.hidden(index, position, shown) if key in known})
+
     def absent(self, key: str, first: int, position: int) -> bool:
         """Whether a delete of unknown fate, begun before `position`, may have taken `key` out of some state from entry
         `first` on that was there before `position`: behind a known write, and behind the last answer that showed it,
@@ -137,7 +151,8 @@ class View(LogModel):
 
 
 class Replayed(msgspec.Struct):
-    """How many reads were compared with the log; exact: of the searches, partial: those that might leave out shards.
+    """How many reads were compared with the log; exact: of the searches, partial: those that might leave out shards,
+    shaped: those by groups, of hits unlike each other, or in the order of a field.
     undetermined: searches that a write of unknown fate may have touched."""
 
     searches: int = 0
@@ -145,6 +160,7 @@ class Replayed(msgspec.Struct):
     undetermined: int = 0
     eventual_gets: int = 0
     partial: int = 0
+    shaped: int = 0
 
 
 def eventual_get(log: RevealedLog, op: Operation, required: int) -> None:
@@ -163,19 +179,25 @@ def eventual_get(log: RevealedLog, op: Operation, required: int) -> None:
     check_get(view, seen)
 
 
-def search_seen(op: Operation, required: int, applied: int, k: int) -> SearchSeen:
-    """A recorded search, as the replay wants it."""
+def search_seen(op: Operation) -> ScatterSeen:
+    """A recorded search of all shards, as the checkers want it."""
     details = op.details
-    return SearchSeen(
+    told = details["applied"]
+    return ScatterSeen(
         mode=details["mode"],
         vector=np.array(details["vector"], np.float32),
-        k=k,
+        k=details["k"],
         keep=_KEEPS[json.dumps(details["filter"], sort_keys=True)],
         exact=details["exact"],
         hits=[(key, version, distance) for key, version, distance, _ in details["hits"]],
-        applied_index=applied,
-        required_index=required,
+        applied=None if told is None else {int(shard): index for shard, index in told.items()},
+        required={},  # told in another way: see Freshness
+        latest={},
+        partial=bool(details.get("partial")),
+        missing=tuple(details.get("missing", ())),
         label=f"search #{op.id} by {op.client}",
+        shaping=msgspec.convert({name: details[name] for name in SHAPES if name in details}, Shaping),
+        groups=details.get("groups", ()),
     )
 
 

@@ -37,6 +37,11 @@ class Committed:
         """The highest index that any replica has applied."""
         return self._last.get(group, 0)
 
+    def has_gap(self, group: int) -> bool:
+        """Whether an entry before the last one was applied by nobody who lived to show it."""
+        log = self.log(group)
+        return bool(log) and len(log) <= max(log) - min(log)
+
     def opened(self, group: int, node: str, incarnation: int, applied: int) -> None:
         """The state machine was opened, or a snapshot installed, at `applied`."""
         self._applied[(group, node, incarnation)] = applied

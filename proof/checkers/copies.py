@@ -68,7 +68,7 @@ def check_copy(logs: Logs, copy: Copy, about: Callable[[str], bool] = lambda _: 
             raise Violation(NAME, f"{copy.label} at {dict(copy.cuts)}: {name} is owned by shards {owners}", name)
         may = [states[shard].get(name) for shard in owners] or list(_before(logs, copy, name))
         here = found.get(name)
-        if not any(_same(here, one) for one in may):
+        if not any(is_same(here, one) for one in may):
             raise Violation(
                 NAME, f"{copy.label} at {dict(copy.cuts)}: {name} is {_told(here)}, the logs: {_all(may)}", name
             )
@@ -86,7 +86,8 @@ def _before(logs: Logs, copy: Copy, name: str) -> Iterator[ModelDocument | None]
             yield logs.models[shard].at(last).get(name)
 
 
-def _same(here: Copied | None, one: ModelDocument | None) -> bool:
+def is_same(here: Copied | None, one: ModelDocument | None) -> bool:
+    """Whether a copy's document is that of a log; None is that there is none."""
     if here is None or one is None:
         return here is None and one is None
     same = (here.metadata, here.expires) == (one.metadata, one.expires)

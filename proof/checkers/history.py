@@ -104,7 +104,9 @@ class History:
             yield json.dumps(event, sort_keys=True)
 
 
-ASKED = ("mode", "required", "k", "filter", "exact", "vector", "metadata", "shard")
+SHAPES = ("of_each", "diversify", "pool", "order_by", "descending")
+"""What a search asks for beside the nearest: see shaping.py."""
+ASKED = ("mode", "required", "k", "filter", "exact", "vector", "metadata", "shard", *SHAPES)
 """Details of an operation that its invocation states; the others are part of the answer."""
 TYPES = {"ok": "ok", "refused": "fail", "failed": "fail", "unknown": "info"}
 

@@ -10,7 +10,8 @@ Checked at each change of the topology:
 - Who is cancelled or has failed runs nothing: the next one would begin beside it.
 - A node that is being replaced gets no replica.
 - Who says `done` has what was wished: who was replaced is removed, retired shards are gone, as many serve as were
-  asked for, each owns something, and nodes that are to be emptied hold nothing.
+  asked for, each owns something, and nodes that are to be emptied hold nothing, nor those that it calls lost or gives
+  the weight 0, unless others have decided on their shards since its last step.
 - Who says `done` has left each shard with as many replicas as an operator said, unless others have decided on its
   nodes, or an operator on that number, since its last step.
 - A retired shard owned nothing, by the shards' logs.
@@ -181,7 +182,12 @@ class Rebalances:
         for node in (info.id for info in now.nodes if info.state is NodeState.DRAINING):
             if held := _held(now, node):
                 raise Violation(NAME, f"rebalance {job.id} is done, and {node}, to be emptied, holds {held}")
-        judged = now.replicas == self._said != 0 and job.wish.replicas is None
+        emptied = {*job.wish.lost, *(node for node, weight in job.wish.weights.items() if weight == 0)}
+        for info in now.serving:
+            if (still := emptied.intersection(info.wanted)) and self._wanted.get(info.shard) == info.wanted:
+                what = f"{min(still)}, which it was to empty, holds shard {info.shard}"
+                raise Violation(NAME, f"rebalance {job.id} is done, and {what}")
+        judged = now.replicas == self._said != 0 and job.wish.replicas in (None, now.replicas)
         for info in now.serving if judged else ():
             if len(info.wanted) != now.replicas and self._wanted.get(info.shard) == info.wanted:
                 what = f"shard {info.shard} has {len(info.wanted)} of {now.replicas} replicas"

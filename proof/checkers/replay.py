@@ -124,7 +124,7 @@ def distances(query: Any, vectors: Any, metric: str) -> Any:
 
 def check_get(model: LogModel, seen: GetSeen) -> None:
     """Raises Violation when a get is not the prefix's answer."""
-    _check_fresh(seen.label, seen.applied_index, seen.required_index)
+    check_fresh(seen.label, seen.applied_index, seen.required_index)
     possible = model.versions(seen.key, seen.applied_index, seen.latest_index)
     if seen.version not in possible:
         raise Violation(
@@ -134,7 +134,7 @@ def check_get(model: LogModel, seen: GetSeen) -> None:
         )
 
 
-def _check_fresh(label: str, applied_index: int, required_index: int) -> None:
+def check_fresh(label: str, applied_index: int, required_index: int) -> None:
     if applied_index < required_index:
         raise Violation(
             "read freshness", f"{label} ran at {applied_index}, before {required_index} which it had to see"
@@ -143,7 +143,7 @@ def _check_fresh(label: str, applied_index: int, required_index: int) -> None:
 
 def check_search(model: LogModel, seen: SearchSeen, metric: str) -> None:
     """Raises Violation when an answer is not the prefix's answer."""
-    _check_fresh(f"{seen.label} ({seen.mode})", seen.applied_index, seen.required_index)
+    check_fresh(f"{seen.label} ({seen.mode})", seen.applied_index, seen.required_index)
     documents = model.at(seen.applied_index)
     expected = {key: doc for key, doc in documents.items() if seen.keep is None or seen.keep(doc.metadata)}
     order = list(expected)

@@ -4,21 +4,22 @@ Each shard answers from one prefix of its own log: the one the answer names, or,
 between what had committed when the search began and when it ended. Of that prefix a shard's hits must be all that is
 nearer than the last hit of the merged answer (exact mode), or at least documents of it with their distances. So an
 exact strong search misses nothing that was acknowledged before it began, and returns nothing twice and nothing that
-was deleted before. Of a search by groups the same holds for each group. A shard may be missing only if the caller asked
-for partial answers, and is named then.
+was deleted before. Of a search by groups the same holds for each group; of hits that are chosen, or put in order,
+shaping.py says the rest. A shard may be missing only if the caller asked for partial answers, and is named then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
 from needle.routing.shard_map import KeyRange, ShardMap, uncovered
-from proof.checkers.replay import NAME, TOLERANCE, LogModel, distances
+from proof.checkers.replay import NAME, TOLERANCE, LogModel, ModelDocument, distances
+from proof.checkers.shaping import GROUPED_BY, PLAIN, Shaped, Shaping, check_shaped
 from proof.checkers.violation import Violation
 
 
@@ -26,8 +27,8 @@ class ScatterSeen(msgspec.Struct, kw_only=True):
     """One answered search of all shards. hits: (id, version, distance). applied: by shard the index that it answered
     from, None if the client is not told. required, latest: by shard, which indices it may have answered from. partial:
     whether the caller allows missing shards. gaps: of the key space, as the answer names them. epoch: of the map, 0 if
-    the client is not told. of_each: hits of each value of GROUPED_BY, all of which are asked for, in place of k.
-    groups: the value of each hit."""
+    the client is not told. shaping: which of the nearest are asked for, and in which order. groups: the value of each
+    hit, where they are grouped."""
 
     mode: str
     vector: Any
@@ -43,11 +44,16 @@ class ScatterSeen(msgspec.Struct, kw_only=True):
     gaps: Sequence[KeyRange] = ()
     epoch: int = 0
     label: str
-    of_each: int = 0
+    shaping: Shaping = PLAIN
     groups: Sequence[Any] = ()
 
 
-GROUPED_BY = "n"
+class Difference(NamedTuple):
+    """Why hits are not those of a state. key: of a document that shows it, "" if there is none."""
+
+    text: str
+    key: str = ""
+
 
 Owned = Callable[[int, int], Sequence[KeyRange]]
 """What a shard owns after an index of its log."""
@@ -93,8 +99,8 @@ def check_scatter(
     """Raises Violation when an answer is not that of the shards' logs. models: by shard, of the collection. owned: a
     shard must have answered from a state in which it owns what the map says."""
     _check_coverage(shard_map, seen)
-    _check_shape(seen)
-    cutoff = _cutoff(seen)
+    check_shape(seen)
+    cutoff = cutoff_of(seen)
     by_shard: dict[int, list[tuple[str, int, float]]] = {}
     for hit in seen.hits:
         by_shard.setdefault(owner(hit[0]), []).append(hit)
@@ -113,6 +119,42 @@ def check_scatter(
         problem = _explain(models[shard], shard, by_shard.get(shard, []), cutoff, seen, metric, fits)
         if problem:
             raise Violation(NAME, f"{seen.label} ({seen.mode}): shard {shard} {problem}")
+    check_choice(models, models, owner, seen, metric)
+
+
+def check_choice(
+    models: Mapping[int, LogModel],
+    states: Mapping[int, LogModel],
+    owner: Callable[[str], int],
+    seen: ScatterSeen,
+    metric: str,
+    doubts: int = 0,
+) -> None:
+    """Whether hits that are in the logs are those to choose, in their order. states: by shard, what surely was there at
+    the index that the shard was searched at. doubts: so many documents more may have been. Raises Violation."""
+    if seen.shaping.by_distance():
+        return
+    others: dict[str, ModelDocument] | None = None
+    if seen.exact and seen.applied is not None:
+        others = {}
+        for shard, index in seen.applied.items():
+            others |= _documents(states[shard], index, seen)
+    shaped = Shaped(
+        label=f"{seen.label} ({seen.mode})",
+        shaping=seen.shaping,
+        vector=seen.vector,
+        k=seen.k,
+        metric=metric,
+        hits=seen.hits,
+        documents=[_of_version(models[owner(key)], key, version) for key, version, _ in seen.hits],
+        others=others,
+        doubts=doubts,
+    )
+    check_shaped(shaped)
+
+
+def _of_version(model: LogModel, key: str, version: int) -> ModelDocument:
+    return next(one for _, one in model.history(key) if one is not None and one.version == version)
 
 
 def _check_coverage(shard_map: ShardMap, seen: ScatterSeen) -> None:
@@ -129,9 +171,10 @@ def _check_coverage(shard_map: ShardMap, seen: ScatterSeen) -> None:
         raise Violation(name, f"{seen.label} names the gaps {list(seen.gaps)}; truly {true}")
 
 
-def _check_shape(seen: ScatterSeen) -> None:
+def check_shape(seen: ScatterSeen) -> None:
+    """What the hits show by themselves. Raises Violation."""
     names = [key for key, _, _ in seen.hits]
-    if seen.of_each:
+    if seen.shaping.of_each:
         _check_groups(seen)
         if len(set(names)) != len(names):
             raise Violation(NAME, f"{seen.label} got {names}")
@@ -139,17 +182,19 @@ def _check_shape(seen: ScatterSeen) -> None:
     if len(names) > seen.k or len(set(names)) != len(names):
         raise Violation(NAME, f"{seen.label} asked for {seen.k} and got {names}")
     far = [distance for _, _, distance in seen.hits]
-    if any(after < before - TOLERANCE for before, after in pairwise(far)):
+    if seen.shaping.by_distance() and any(after < before for before, after in pairwise(far)):
         raise Violation(NAME, f"{seen.label}: hits are not in order of distance: {far}")
 
 
 def _check_groups(seen: ScatterSeen) -> None:
     groups = [(value, [hit[2] for hit in hits]) for value, hits in _groups(seen)]
-    if len(dict(groups)) != len(groups) or any(len(far) > seen.of_each for _, far in groups):
-        raise Violation(NAME, f"{seen.label}: of each {seen.of_each} are wanted, and there are {list(seen.groups)}")
+    if len(dict(groups)) != len(groups) or any(len(far) > seen.shaping.of_each for _, far in groups):
+        raise Violation(
+            NAME, f"{seen.label}: of each {seen.shaping.of_each} are wanted, and there are {list(seen.groups)}"
+        )
     firsts = [far[0] for _, far in groups]
     for far in (firsts, *(far for _, far in groups)):
-        if any(after < before - TOLERANCE for before, after in pairwise(far)):
+        if any(after < before for before, after in pairwise(far)):
             raise Violation(NAME, f"{seen.label}: groups are not in order of distance: {groups}")
 
 
@@ -160,12 +205,15 @@ def _groups(seen: ScatterSeen) -> list[tuple[Any, list[tuple[str, int, float]]]]
     return [(value, [hit for _, hit in pairs]) for value, pairs in by_value]
 
 
-def _cutoff(seen: ScatterSeen) -> Callable[[Any], float]:
+def cutoff_of(seen: ScatterSeen) -> Callable[[Any], float]:
     """How far a document of this metadata may be and must be among the hits."""
-    if not seen.of_each:
-        last = seen.hits[-1][2] if len(seen.hits) == seen.k else np.inf
+    if not seen.shaping.of_each:
+        far = [distance for _, _, distance in seen.hits]
+        # The nearest is the first that is chosen; which others are, shaping.py knows.
+        end = max if seen.shaping.diversify is None else min
+        last = end(far) if len(far) == seen.k else np.inf
         return lambda _: last
-    full = {value: hits[-1][2] for value, hits in _groups(seen) if len(hits) == seen.of_each}
+    full = {value: hits[-1][2] for value, hits in _groups(seen) if len(hits) == seen.shaping.of_each}
     return lambda metadata: full.get(metadata[GROUPED_BY], np.inf)
 
 
@@ -179,6 +227,11 @@ def _explain(
     fits: Callable[[int], bool],
 ) -> str:
     """Why no state of the shard gives these hits; "" if one does."""
+
+    def at(index: int) -> str:
+        found = differs(model, index, hits, cutoff, seen, metric)
+        return f"at {index}: {found.text}" if found else ""
+
     if shard not in seen.latest:
         return "was not there yet"
     first, last = seen.required.get(shard, 0), seen.latest[shard]  # it may have come meanwhile
@@ -187,25 +240,31 @@ def _explain(
             return f"ran at {seen.applied[shard]}, before {first} which it had to see"
         if not fits(seen.applied[shard]):
             return f"ran at {seen.applied[shard]}, where it does not own what the map says"
-        return _differs(model, seen.applied[shard], hits, cutoff, seen, metric)
+        return at(seen.applied[shard])
     problem = f"never owned what the map says between {first} and {last}"
     for index in model.states(first, last):
         if fits(index):
-            problem = _differs(model, index, hits, cutoff, seen, metric)
+            problem = at(index)
             if not problem:
                 break
     return problem
 
 
-def _differs(
+def _documents(model: LogModel, index: int, seen: ScatterSeen) -> dict[str, ModelDocument]:
+    """Those that the filter lets through."""
+    return {key: doc for key, doc in model.at(index).items() if seen.keep is None or seen.keep(doc.metadata)}
+
+
+def differs(
     model: LogModel,
     index: int,
     hits: list[tuple[str, int, float]],
     cutoff: Callable[[Any], float],
     seen: ScatterSeen,
     metric: str,
-) -> str:
-    documents = {key: doc for key, doc in model.at(index).items() if seen.keep is None or seen.keep(doc.metadata)}
+) -> Difference | None:
+    """Why these hits are not what one shard had at an index; None if they are. cutoff: see `cutoff_of`."""
+    documents = _documents(model, index, seen)
     order = list(documents)
     vectors = np.array([documents[key].vector for key in order], np.float64)
     true = dict(zip(order, distances(seen.vector, vectors, metric), strict=True)) if order else {}
@@ -213,17 +272,18 @@ def _differs(
         document = documents.get(key)
         if document is None or document.version != version:
             actual = document.version if document else "absent or filtered out"
-            return f"at {index}: hit {key} version {version}, the log: {actual}"
+            return Difference(f"hit {key} version {version}, the log: {actual}", key)
         if abs(true[key] - distance) > TOLERANCE * max(1.0, abs(distance)):
-            return f"at {index}: {key} at {distance}, truly {true[key]:.6f}"
+            return Difference(f"{key} at {distance}, truly {true[key]:.6f}", key)
     told = dict(zip([key for key, _, _ in seen.hits], seen.groups, strict=False))
-    wrong = [key for key, _, _ in hits if seen.of_each and documents[key].metadata[GROUPED_BY] != told[key]]
+    wrong = [key for key, _, _ in hits if seen.shaping.of_each and documents[key].metadata[GROUPED_BY] != told[key]]
     if wrong:
-        return f"at {index}: {wrong} are in groups of other values"
+        return Difference(f"{wrong} are in groups of other values", wrong[0])
     if seen.exact:
         found = {key for key, _, _ in hits}
         ends = {key: cutoff(documents[key].metadata) - TOLERANCE * max(1.0, abs(far)) for key, far in true.items()}
         lost = [key for key, far in true.items() if key not in found and far < ends[key]]
         if lost:
-            return f"at {index}: {lost} are missing, their distances {[round(float(true[key]), 6) for key in lost]}"
-    return ""
+            far = [round(float(true[key]), 6) for key in lost]
+            return Difference(f"{lost} are missing, their distances {far}", lost[0])
+    return None

@@ -1,5 +1,6 @@
 """A search by a sparse vector against the logs of all its shards: the inner products of all documents that have one of
-its indices, at the log index at which each shard was searched. Scores have to be equal to the last bit.
+its indices, at the log index at which each shard was searched. Scores have to be equal to the last bit. And one by
+sparse vectors that the catalog does not know any more has no answer at all.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from typing import Any
 import msgspec
 
 from needle.routing.shard_map import ShardMap
+from needle.routing.topology import Topology
 from proof.checkers.replay import LogModel
 from proof.checkers.scatter import Owned
 from proof.checkers.sparse import ranked_sparse
 from proof.checkers.violation import Violation
 from proof.checkers.word_searches import Round, absent_shards
 
-NAME = "searches by sparse vectors"
+NAME, DROPPED = "searches by sparse vectors", "dropped sparse vectors are found by nobody"
 
 
 class SparseSeen(msgspec.Struct, kw_only=True):
@@ -57,3 +59,13 @@ def check_sparse(models: Mapping[int, LogModel], maps: Mapping[int, ShardMap], o
     if list(seen.hits) != true:
         at = dict(seen.found.applied)
         raise Violation(NAME, f"{seen.label} for {seen.query} at {at} found {list(seen.hits)}; the logs: {true}")
+
+
+def check_dropped(since: Sequence[Topology], collection: str, seen: SparseSeen) -> None:
+    """Raises Violation when shards answered a strong or leased search by sparse vectors that were dropped before it.
+    since: the catalog when it was asked, and each that there was until it was answered: by one of these a declaration
+    that came late may have brought them back."""
+    found = [one.collection(collection) for one in since]
+    if seen.found.applied and not any(one is not None and seen.field in one.sparse for one in found):
+        shards = sorted(seen.found.applied)
+        raise Violation(DROPPED, f"{seen.label} was answered by the shards {shards}, {len(seen.hits)} hits")

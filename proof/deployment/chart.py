@@ -16,14 +16,15 @@ WATCHED = {"monitoring.serviceMonitor.enabled": "true", "monitoring.configMaps.e
 RULED_ELSEWHERE = {"monitoring.serviceMonitor.rules": "false"}
 ARCHIVED = {"archive.target": "s3://bucket/shop", "archive.existingSecret": "bucket"}
 ACCEPTED = (
-    *(OPEN, CLOSED | ARCHIVED, OPEN | {"replicas": "5"}),
+    *(OPEN, CLOSED | ARCHIVED, OPEN | {"replicas": "5"}, OPEN | ARCHIVED | {"settings.cluster_id": "shop"}),
     *(CLOSED | WATCHED, OPEN | {"zone.label": ""} | WATCHED, CLOSED | WATCHED | RULED_ELSEWHERE),
 )
 REFUSED = {
     "set auth.existingSecret and tls.existingSecret": {},
     "fewer than the 3 founders": OPEN | {"replicas": "2"},
     "1 to 7 nodes found a cluster": OPEN | {"founders": "9", "replicas": "9"},
-    "is what the chart sets itself": OPEN | {"settings.node_id": "other"},
+    "settings.node_id is what the chart sets itself": OPEN | {"settings.node_id": "other"},
+    "settings.sharding.join is what the chart sets itself": OPEN | {"settings.sharding.join": "other:5000"},
 }
 """By a part of the sentence that says why."""
 
@@ -70,6 +71,7 @@ def check(chart: Chart) -> None:
         objects = chart.rendered(values)
         _check_references(objects, values)
         _check_archive(objects, values)
+        _check_cluster_id(objects, values.get("settings.cluster_id"))
     for why, values in REFUSED.items():
         if why not in (said := chart.refusal(values)):
             raise RuntimeError(f"of {values} the chart says {said!r}, not {why!r}")
@@ -120,6 +122,17 @@ def _check_archive(objects: dict[tuple[str, str], Object], values: dict[str, str
         _need(not selected or not selected <= labels, f"{kind} {name} selects the archive's pod")
     mounted = {one["name"] for one in pod["containers"][0]["volumeMounts"]}
     _equal("volumes of the archive", mounted, {one["name"] for one in pod["volumes"]})
+
+
+def _check_cluster_id(objects: dict[tuple[str, str], Object], wanted: str | None) -> None:
+    """Commands in pods, as those that begin and end maintenance, take the cluster for the one that the nodes are of."""
+    for kind, name in objects.keys() & {("StatefulSet", "needle"), ("Deployment", "needle-archive")}:
+        env = objects[kind, name]["spec"]["template"]["spec"]["containers"][0]["env"]
+        _equal(
+            f"cluster of {name}",
+            [one["value"] for one in env if one["name"] == "NEEDLE_CLUSTER_ID"],
+            [wanted] * bool(wanted),
+        )
 
 
 def _set(values: dict[str, str]) -> list[str]:

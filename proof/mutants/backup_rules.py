@@ -7,6 +7,8 @@ from proof.mutants.planting import Edit, Mutant
 _ARCHIVE = "tests/backup/test_archive.py::"
 _JOINING = "tests/backup/test_archive_joining.py::"
 _ADOPTED = "tests/shard/test_adopted.py::"
+_LAG = "tests/server/test_archive_lag.py::"
+_HOMES = "tests/backup/test_restored_homes.py::"
 
 MUTANTS = (
     Mutant(
@@ -20,6 +22,54 @@ MUTANTS = (
             ),
         ),
         sim=True,
+        minutes=0.5,
+        sharded=True,
+        backups=True,
+    ),
+    Mutant(
+        name="archive-begins-below-the-mount-point",
+        breaks="an archiver that is started while its disk is not mounted begins another archive, unheard",
+        edits=(Edit("backup.archive_notes:Notes.find_target", "if now.archived and", "if now.archived < 0 and"),),
+        tests=("tests/backup/test_archive_notes.py::test_one_that_is_started_while_the_target_is_not_mounted_waits",),
+    ),
+    Mutant(
+        name="backup-begins-below-the-mount-point",
+        breaks="a backup is made where no disk is mounted, and the alert of backups that are too old goes by it",
+        edits=(Edit("backup.creating:_check_target", "if now.backed_up and", "if now.backed_up < 0 and"),),
+        tests=("tests/backup/test_told.py::test_a_backup_is_not_begun_where_no_disk_is_mounted",),
+    ),
+    Mutant(
+        name="of-two-with-one-id-one-is-restored",
+        breaks="under a shard key one of two documents with one id is lost by a restore, which ends with an error",
+        edits=(Edit("backup.restored_ids:each_id_once", "if len(set(piece.ids)) == len(piece.ids):", "if piece.ids:"),),
+        tests=(_HOMES + "test_two_documents_of_one_id_are_restored_or_told_before_anything_is_made",),
+    ),
+    Mutant(
+        name="two-with-one-id-come-into-one-shard",
+        breaks="a restore writes two documents of one id into one shard for hours, and then says that they differ",
+        edits=(Edit("backup.restored_ids:check_ids", "now.map is None or", "now.map is not None or"),),
+        tests=(_HOMES + "test_two_documents_of_one_id_are_restored_or_told_before_anything_is_made",),
+    ),
+    Mutant(
+        name="restarted-node-expects-no-archive",
+        breaks="a node that was restarted cuts entries of its log that an archive lacks, and it has a gap forever",
+        edits=(Edit("multiraft.host:Host.expect_archive", "self.note_archived(group, UNNAMED, 0, 0)", "self"),),
+        tests=("tests/multiraft/test_compaction.py::test_a_log_is_kept_for_an_archive_that_is_only_expected",),
+    ),
+    Mutant(
+        name="who-begins-elsewhere-is-taken-for-who-was-there",
+        breaks="nodes that were restarted cut what an archiver lacks that is down, a minute after another one began",
+        edits=(Edit("multiraft.archives:Archives.note", " and not begun", ""),),
+        tests=(
+            _LAG + "test_a_replica_that_hears_late_of_an_archive_that_begins_elsewhere_keeps_its_log_for_the_other_one",
+        ),
+    ),
+    Mutant(
+        name="what-expired-is-back-for-minutes",
+        breaks="documents whose instant has passed are found again for minutes after a restore",
+        edits=(Edit("backup.restore_expiry:not_passed", "int(seconds * 1e6)", "int(seconds * 60e6)"),),
+        sim=True,
+        tests=("tests/backup/test_restored_expiry.py::test_none_expires_sooner_than_in_a_moment",),
         minutes=0.5,
         sharded=True,
         backups=True,

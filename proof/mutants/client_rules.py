@@ -42,7 +42,7 @@ MUTANTS: tuple[Mutant, ...] = (
         breaks="a request is given up after a fifth of its time and sent again: a slow search is begun over and over",
         edits=(
             Edit(
-                "client.group:GroupClient._ask_until_answered",
+                "client.group:GroupClient._ask_leader",
                 "answer = await self.unanswered.call(address, method, body, left)",
                 "answer = await self.unanswered.call(address, method, body, attempts.whole / 500)",
             ),
@@ -52,7 +52,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="paused-leader-waited-for",
         breaks="a request stays with a paused leader until its time is over, though another one leads",
-        edits=(Edit("client.attempts:Unanswered._watch_over", "term > asked.term", "term < 0"),),
+        edits=(Edit("client.attempts:Unanswered._outdated", "if asked.address != leader:", "if False:"),),
         tests=(_UNANSWERED + "test_a_paused_leader_is_left_for_the_next_one_and_a_write_keeps_its_number",),
     ),
     Mutant(
@@ -89,9 +89,9 @@ MUTANTS: tuple[Mutant, ...] = (
         breaks="a request is sent with the time that it does not have any more, and refused as malformed",
         edits=(
             Edit(
-                "client.group:GroupClient._ask_until_answered",
-                "if left <= 0:\n                continue",
-                "if left < -99:\n                continue",
+                "client.group:GroupClient._ask_leader",
+                "if left <= attempts.spare:\n                    continue",
+                "if left < -99:\n                    continue",
             ),
         ),
         tests=(_UNANSWERED + "test_a_search_for_the_leader_that_takes_all_the_time_sends_no_negative_timeout",),

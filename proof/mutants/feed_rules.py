@@ -68,6 +68,12 @@ MUTANTS = (
         tests=(_TESTS + "test_rows_that_a_feed_may_read_are_not_purged_and_others_are",),
     ),
     Mutant(
+        name="a-purge-takes-what-left-with-a-range",
+        breaks="a feed begins again if ranges moved while its reader was away, and what it missed was written in them",
+        edits=(Edit("shard.apply.moves:_forget", "telling=index", "telling=0"),),
+        tests=(_TESTS + "test_what_was_written_and_then_moved_away_is_told_to_who_comes_back_later",),
+    ),
+    Mutant(
         name="a-token-is-ahead-of-what-was-handed-out",
         breaks="who goes on from a token misses the changes that were read, and not handed out",
         edits=(Edit("client.feed:Changes.token", "dict(self._told)", "dict(self._shards.read)"),),

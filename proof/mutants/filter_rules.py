@@ -51,7 +51,7 @@ MUTANTS = (
         edits=(
             Edit(
                 "shard.documents.scans:placed",
-                "dead = (BitMap(graves(connection, collection_id, universe.max())) & universe).to_array()",
+                "dead = died().to_array()",
                 "dead = []",
             ),
         ),
@@ -65,5 +65,14 @@ MUTANTS = (
             "tests/catalog/test_versions.py"
             "::test_a_filter_that_is_judged_at_apply_is_proposed_only_where_all_know_its_operators",
         ),
+    ),
+    Mutant(
+        name="places-beyond-the-line-of-180-degrees-are-lost",
+        breaks="a box or a circle over the line of 180 degrees has only the places to the west of it",
+        edits=(Edit("base.geo:Box.spans", "[(self.west, 180.0), (-180.0, self.east)]", "[(self.west, 180.0)]"),),
+        tests=("tests/base/test_geo.py::test_the_line_of_180_degrees_and_the_poles",),
+        sim=True,
+        sharded=True,
+        minutes=1.0,
     ),
 )

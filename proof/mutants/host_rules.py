@@ -12,6 +12,8 @@ _DISK = (
     "tests/sim/test_disk.py::"
     "test_power_lost_at_any_step_on_the_logs_files_leaves_a_log_that_opens_and_holds_what_returned"
 )
+_STEPS = "tests/multiraft/test_apply_steps.py::"
+_GATHERS = "multiraft.apply_steps:ApplySteps.gathers"
 _HOLES = "tests/multiraft/test_planted_bugs.py::"
 
 MUTANTS = (
@@ -45,6 +47,28 @@ MUTANTS = (
             "tests/multiraft/test_gathering.py::"
             "test_writes_that_begin_in_several_turns_of_the_event_loop_are_one_append",
         ),
+    ),
+    Mutant(
+        name="awaited-entries-gathered",
+        breaks="what somebody waits for on a follower is gathered, too: reads of one's own writes are late",
+        edits=(Edit("multiraft.apply_steps:ApplySteps.gathers", " and not awaited", ""),),
+        tests=(_STEPS + "test_what_somebody_waits_for_on_a_follower_is_applied_at_once",),
+    ),
+    Mutant(
+        name="gathered-forever",
+        breaks="a follower that hears nothing more never applies what it knows to be committed",
+        edits=(
+            Edit(
+                "multiraft.apply_steps:ApplySteps.gathers", "min(self.next_deadline, now + config.apply_delay)", "FAR"
+            ),
+        ),
+        tests=(_STEPS + "test_a_follower_that_hears_nothing_more_applies_what_it_has",),
+    ),
+    Mutant(
+        name="each-append-an-apply",
+        breaks="a follower applies each append alone, at the fixed cost of an apply",
+        edits=(Edit(_GATHERS, "return True", "return False"),),
+        tests=(_STEPS + "test_a_follower_applies_in_larger_steps_than_it_acknowledges",),
     ),
     Mutant(
         name="leadership-for-who-rests",

@@ -52,7 +52,7 @@ MUTANTS = (
     Mutant(
         name="answers-not-counted",
         breaks="answers that nobody reads are made until the memory is full",
-        edits=(Edit("server.http.documents:_hold", "call.share.take(", "print("),),
+        edits=(Edit("server.http.call:hold", "call.share.take(", "print("),),
         tests=(_MEMORY + "test_an_answer_is_counted_before_it_is_made",),
     ),
     Mutant(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from proof.mutants.planting import Edit, Mutant
 
 _LEASE = "tests/raft/test_lease.py::"
+_EARLY_HOLDS = "server.service.early:EarlySearch._holds"
 _READS = "tests/raft/test_reads_and_transfer.py::"
 _TRACE = "tests/raft/test_traces.py::test_the_core_does_what_the_trace_says"
 
@@ -47,7 +48,7 @@ MUTANTS = (
         edits=(
             Edit(
                 "raft.state:State.__init__",
-                "self.promise_until = now + config.binding",
+                "self.promise_until = now + self.binding",
                 "self.promise_until = NEVER",
             ),
         ),
@@ -169,26 +170,46 @@ MUTANTS = (
         tests=("tests/server/test_early_search.py::test_what_was_seen_too_early_is_searched_again",),
     ),
     Mutant(
-        name="early-search-of-a-node-counts-anyway",
-        breaks="of a call for several shards, what one found during its round counts although it saw less",
+        name="a-search-without-a-task-counts-anyway",
+        breaks="a search that ran during its round, without a task, is answered although it saw less than it asks for",
+        edits=(Edit(_EARLY_HOLDS, "batch.applied_index >= index and", ""),),
+        tests=("tests/server/test_early.py::test_what_was_seen_too_early_goes_the_long_way",),
+    ),
+    Mutant(
+        name="a-search-without-a-task-answers-for-any-map",
+        breaks="a search that was begun without a task is answered though the map changed while it ran",
+        edits=(Edit(_EARLY_HOLDS, "self._of.node.ownership is self._owned and", ""),),
+        tests=("tests/server/test_early.py::test_what_is_otherwise_when_it_was_searched_goes_the_long_way[map]",),
+    ),
+    Mutant(
+        name="a-search-without-a-task-forgets-the-catalog",
+        breaks="a search without a task is answered by a node that must know a newer catalog first",
+        edits=(Edit(_EARLY_HOLDS, " and not documents.lacks(group)", ""),),
+        tests=("tests/server/test_early.py::test_what_is_otherwise_when_it_was_searched_goes_the_long_way[catalog]",),
+    ),
+    Mutant(
+        name="a-search-without-a-task-answers-before-its-round",
+        breaks="a strong search without a task is answered before its round has confirmed the leader",
         edits=(
-            Edit("server.service.node_searches:NodeSearches._early", "if batch.applied_index >= index:", "if True:"),
+            Edit(
+                "server.service.early:EarlySearch._judge",
+                "if not confirmed.done():\n            return",
+                "if not confirmed.done():\n            self._answer(found.result())",
+            ),
         ),
-        tests=("tests/server/test_early_node_search.py::test_only_what_the_round_confirms_counts",),
+        tests=("tests/server/test_early.py::test_a_strong_answer_waits_for_its_round",),
     ),
     Mutant(
         name="leased-search-of-a-node-looks-at-what-is-applied",
         breaks="of a leased call for several shards, one whose lease is over is searched as if it still led",
         edits=(
             Edit(
-                "server.service.node_searches:NodeSearches._confirming",
-                "if index is None or max(index,",
-                "index = index or 0\n    if max(index,",
+                "server.service.early:confirming",
+                "host.leased_index(group) if",
+                "(host.leased_index(group) or host.applied_index(group)) if",
             ),
         ),
-        tests=(
-            "tests/server/test_early_node_search.py::test_without_a_lease_or_behind_it_a_leased_search_is_read_alone",
-        ),
+        tests=("tests/server/test_early_node_search.py::test_without_a_lease_a_leased_search_is_confirmed_by_a_round",),
     ),
     Mutant(
         name="writes-during-transfer",

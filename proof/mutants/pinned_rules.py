@@ -77,7 +77,11 @@ MUTANTS = (
         breaks="such a leader refuses writes only, and answers reads by the former meaning",
         edits=(
             Edit("server.service.documents:ShardDocuments.read", "if self._owners.lacks(call.group):", "if False:"),
-            Edit("server.service.node_searches:NodeSearches._early", "if documents.lacks(group)", "if False"),
+            Edit(
+                "server.service.node_searches:NodeSearches._early",
+                "if documents.lacks(waiting[part.first + at].group)",
+                "if False",
+            ),
         ),
         tests=(_LEADERS,),
     ),

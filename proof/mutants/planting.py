@@ -32,7 +32,8 @@ class Mutant(msgspec.Struct, frozen=True, kw_only=True):
     """A planted bug. breaks: what goes wrong with it. edits: all of them make the bug. sim: the simulation must see it.
     tests: pytest node ids that must fail with it; at least one catcher is named. minutes, nodes: of the simulated runs;
     nodes 0 for the usual mixture. sharded: they have several shards. growing: only seeds in which these come and go.
-    backups: somebody makes backups in all of them."""
+    backups: somebody makes backups in all of them. bits: only seeds in which somebody searches vectors of bits. stalls:
+    it is seen by the time that callbacks take; a run that fails by that shows no other bug, but a busy machine."""
 
     name: str
     breaks: str
@@ -44,6 +45,8 @@ class Mutant(msgspec.Struct, frozen=True, kw_only=True):
     sharded: bool = False
     growing: bool = False
     backups: bool = False
+    bits: bool = False
+    stalls: bool = False
 
 
 def plant(mutant: Mutant) -> None:

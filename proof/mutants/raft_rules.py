@@ -17,10 +17,7 @@ MUTANTS = (
         breaks="a vote is answered before it is durable: after a power cut the node votes again in the same term",
         edits=(Edit("raft.election:on_vote_request", "s.send_after_persist(", "s.send("),),
         sim=True,
-        tests=(
-            _ELECTION + "test_a_vote_is_sent_only_after_it_is_durable",
-            _TRACE + "[durable-before-sent]",
-        ),
+        tests=(_ELECTION + "test_a_vote_is_sent_only_after_it_is_durable", _TRACE + "[durable-before-sent]"),
     ),
     Mutant(
         name="ack-before-fsync",
@@ -52,6 +49,24 @@ MUTANTS = (
         tests=(_ELECTION + "test_one_vote_per_term_also_after_a_restart",),
     ),
     Mutant(
+        name="maintenance-leaves-a-majority-without-a-leader",
+        breaks="a node in maintenance never leads, though the only other live voter lacks what is committed",
+        edits=(Edit("raft.election:campaign", "(s.resting and not is_needed(s))", "s.resting"),),
+        tests=(_ELECTION + "test_a_node_in_maintenance_leads_only_if_no_other_live_voter_has_what_is_committed[3]",),
+    ),
+    Mutant(
+        name="maintenance-leads-before-others",
+        breaks="a node in maintenance leads though another live voter has all that it has",
+        edits=(Edit("raft.election:is_needed", "NEEDED_TIMEOUTS * s.config.election_timeout <=", "0 <="),),
+        tests=(_ELECTION + "test_a_node_in_maintenance_first_lets_others_try_who_have_what_it_has",),
+    ),
+    Mutant(
+        name="maintenance-leads-by-who-was-refused-before",
+        breaks="a node in maintenance campaigns at once, for it refused a vote before the leader that was lost now",
+        edits=(Edit("raft.follower:follow", "s.needed_until = NEVER", "s.retired = s.retired"),),
+        tests=(_ELECTION + "test_a_node_in_maintenance_does_not_go_by_who_was_refused_before_somebody_led",),
+    ),
+    Mutant(
         name="refusal-counts-as-vote",
         breaks="any answer counts as a granted vote (openraft#1220): a minority elects a leader",
         edits=(
@@ -66,8 +81,8 @@ MUTANTS = (
         edits=(
             Edit(
                 "raft.election:on_vote_request",
-                "and s.log.is_up_to_date(m.index, m.log_term)",
-                "and m.index >= 0",
+                "has_all = s.log.is_up_to_date(m.index, m.log_term)",
+                "has_all = m.index >= 0",
             ),
         ),
         sim=True,
@@ -202,7 +217,7 @@ MUTANTS = (
     Mutant(
         name="campaign-with-unapplied-change",
         breaks="a node campaigns under a configuration that a committed change has replaced",
-        edits=(Edit("raft.election:campaign", "or s.has_unapplied_conf_change() or", "or"),),
+        edits=(Edit("raft.election:campaign", "or s.has_unapplied_conf_change()", ""),),
         tests=(
             _MEMBERS + "test_no_campaign_with_a_committed_unapplied_change",
             _TRACE + "[one-change-at-a-time]",

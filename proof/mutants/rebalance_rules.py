@@ -10,6 +10,7 @@ _JOB = "tests/catalog/planning/test_rebalance.py::"
 _ANY = _COORDINATOR + "test_whoever_dies_whenever_it_comes_to_its_end"
 _STEPPED = "catalog.rebalances:stepped"
 
+_HELP = "tests/catalog/planning/test_beyond_help.py::"
 _HEALING = "tests/server/test_healing.py::"
 _REPLICATION = "tests/client/test_replication.py::"
 _REPLACING = "tests/client/test_replacing.py::"
@@ -28,6 +29,44 @@ MUTANTS = (
             Edit("client.measuring:Measuring.measure", "info.leaving or was.get(info.shard) != info", "info.leaving"),
         ),
         tests=(_COORDINATOR + "test_in_a_large_cluster_only_what_changes_is_asked_again",),
+    ),
+    Mutant(
+        name="waits-for-what-is-lost",
+        breaks="a rebalance for a lost node with the only replica of a shard waits for its leader forever",
+        edits=(
+            Edit(
+                "catalog.planning.planner:_Planning._waiting",
+                "silent_shards - told",
+                "silent_shards",
+            ),
+        ),
+        tests=(_HELP + "test_one_that_learns_later_that_it_cannot_be_fails_with_that_sentence_and_what_it_has_done",),
+    ),
+    Mutant(
+        name="beyond-help-though-one-is-only-silent",
+        breaks="an operator is told to restore a backup of a shard that one silent node has whole",
+        edits=(
+            Edit("catalog.planning.beyond_help:not_rebuilt", "for node in left if node not in alive", "for node in ()"),
+        ),
+        tests=(_HELP + "test_a_shard_that_grew_onto_lost_nodes_is_not_beyond_help_while_who_has_it_is_silent",),
+    ),
+    Mutant(
+        name="done-though-its-node-keeps-all",
+        breaks="a node that was given weight 0 may be stopped, the command says, and still holds the replicas",
+        edits=(Edit("catalog.planning.leftover:not_wished", "if info.id not in its_own", "if True"),),
+        tests=(_HELP + "test_a_node_that_cannot_be_emptied_is_a_failure_of_what_is_about_it",),
+    ),
+    Mutant(
+        name="about-all-nodes-since-its-own-is-gone",
+        breaks="a rebalance for a node fails by another one of weight 0, once the node that it names is removed",
+        edits=(
+            Edit(
+                "server.upkeep.coordinator:Coordinator._planned_with_healing",
+                "wish, job, names)",
+                "wish, job)",
+            ),
+        ),
+        tests=(_COORDINATOR + "test_what_was_about_a_node_that_is_removed_is_not_about_another_one_of_weight_0",),
     ),
     Mutant(
         name="healed-by-who-is-cut-off",
@@ -65,8 +104,8 @@ MUTANTS = (
         edits=(
             Edit(
                 "catalog.planning.rebalance:impossible",
-                "job.state if job.running else JobState.FAILED",
-                "JobState.FAILED",
+                "_replace(job, why=why) if job.running else",
+                "",
             ),
             Edit(
                 "catalog.planning.rebalance:refused",
@@ -88,7 +127,7 @@ MUTANTS = (
     Mutant(
         name="restarted-in-words-only",
         breaks="a function that gives a coroutine is called, and the coroutine never runs",
-        edits=(Edit("client.restarting:_Rolling._restarted", "inspect.isawaitable(doing)", "False"),),
+        edits=(Edit("client.restarting:_told_to_restart", "inspect.isawaitable(doing)", "False"),),
         tests=("tests/cluster/test_rolling_restart.py::test_no_call_fails_while_all_nodes_are_restarted",),
     ),
     Mutant(

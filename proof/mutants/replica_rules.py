@@ -162,8 +162,8 @@ MUTANTS = (
         edits=(
             Edit(
                 "multiraft.host:Host.forget_state",
-                "bootstrap=ConfState())",
-                "bootstrap=ConfState(), hard_state=type(log.hard_state)())",
+                "bootstrap=GIVEN_UP)",
+                "bootstrap=GIVEN_UP, hard_state=type(log.hard_state)())",
             ),
         ),
         sim=True,
@@ -174,8 +174,20 @@ MUTANTS = (
     Mutant(
         name="given-up-alone",
         breaks="who founded a group alone, and gave it up, can never hold it again: the node stops",
-        edits=(Edit("multiraft.host:Host.forget_state", "log.bootstrap != ConfState()", "False"),),
+        edits=(Edit("multiraft.host:Host.forget_state", "not log.given_up", "False"),),
         tests=(_REPAIR + "test_who_founded_a_group_alone_and_gave_it_up_can_hold_it_again",),
+    ),
+    Mutant(
+        name="given-up-and-told-as-damage",
+        breaks="a shard that comes back to a node which gave it up is told of as a log that was damaged",
+        edits=(Edit("multiraft.repair:Opener._mend", "log.given_up and applied == 0", "False and applied == 0"),),
+        tests=(_REPAIR + "test_a_state_that_was_deleted_on_purpose_is_fetched_and_term_and_vote_are_kept",),
+    ),
+    Mutant(
+        name="given-up-once-and-never-damaged",
+        breaks="a replica that came back whole, and lost its state later, says that it was given up",
+        edits=(Edit("multiraft.repair:Opener.open", "if log.given_up:", "if False:"),),
+        tests=(_REPAIR + "test_a_replica_whose_files_were_not_deleted_after_all_is_whole_and_later_damage_is_told",),
     ),
     Mutant(
         name="given-up-by-a-catalog-that-is-new",

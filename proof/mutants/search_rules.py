@@ -58,7 +58,7 @@ MUTANTS = (
         breaks="exact searches of whole numbers under cosine take long vectors for near ones",
         edits=(
             Edit(
-                "shard.segments.scoring:Scan.add_stored",
+                "shard.segments.scoring:Scan._keys_of_stored",
                 "np.sqrt(square_norms(wide))",
                 "np.ones(len(wide), np.float32)",
             ),

@@ -160,7 +160,7 @@ MUTANTS = (
     Mutant(
         name="work-for-nobody",
         breaks="a search goes on when its time is over: a few with heavy filters keep all others waiting for minutes",
-        edits=(Edit("shard.reads:_while_wanted", "if not any(map(wanted, members))", "if False"),),
+        edits=(Edit("shard.searching:while_wanted", "if not any(map(wanted, members))", "if False"),),
         tests=(_FIELDS + "test_a_filter_is_not_worked_on_for_nobody",),
     ),
     Mutant(
@@ -196,6 +196,7 @@ MUTANTS = (
             ),
         ),
         sim=True,
+        stalls=True,
     ),
     Mutant(
         name="applied-index-outside-transaction",

@@ -66,7 +66,7 @@ MUTANTS = (
     Mutant(
         name="interrupted-install-forgotten",
         breaks="a crash inside a snapshot's installation is not finished: state and log are of different times",
-        edits=(Edit("multiraft.repair:Opener.open", "if log.pending is not None:", "if log is None:"),),
+        edits=(Edit("multiraft.repair:Opener._opened", "if log.pending is not None:", "if log is None:"),),
         tests=(_SNAPSHOTS + "test_a_crash_in_any_step_of_an_install_is_finished_or_abandoned",),
     ),
     Mutant(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from proof.mutants.planting import Edit, Mutant
 
 _SCORES = "tests/shard/test_sparse_scores.py::"
+_CLUSTER = "tests/cluster/test_sparse_vectors.py::"
 _PLAIN = _SCORES + "test_scores_are_those_of_plain_python"
 
 MUTANTS = (
@@ -67,5 +68,14 @@ MUTANTS = (
         breaks="a write whose field is no sparse vector is acknowledged, and its document is never found by it",
         edits=(Edit("base.sparse:wrong_in", "is not None and", "is ... and"),),
         tests=("tests/server/test_sparse_writes.py::test_what_is_written_is_checked",),
+    ),
+    Mutant(
+        name="dropped-sparse-vectors-are-found",
+        breaks="clients that have not heard of it yet find documents by sparse vectors that were dropped",
+        edits=(Edit("server.service.checks:Ownerships.check_sparse", "or asked.name in info.sparse", "or asked.name"),),
+        tests=(_CLUSTER + "test_dropped_ones_are_found_by_nobody_in_one_process",),
+        sim=True,
+        sharded=True,
+        minutes=1.0,
     ),
 )

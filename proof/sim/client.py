@@ -21,7 +21,7 @@ from proof.checkers.violation import Violation
 from proof.sim.keyed import Keyed
 from proof.sim.machine import instant_at, stream
 from proof.sim.promises import may_be_told, surely_without_effect
-from proof.sim.searches_seen import Asked, seen, several_vectors
+from proof.sim.searches_seen import Asked, Shapings, seen, several_vectors, told
 from proof.sim.workload import FILTERS, Answer, Database, Workload, value_of
 
 MODES = (ReadMode.STRONG, ReadMode.STRONG, ReadMode.LEASED, ReadMode.EVENTUAL)
@@ -36,7 +36,6 @@ DELETE_MANY_CHANCE = 0.04
 BATCH_MAX = 6
 PARTIAL_CHANCE = 0.15
 MANY_SHARE, MANY_MAX = 0.15, 5
-GROUP_SIZES = (0, 0, 0, 1, 3)
 UPDATE_SHARE = 0.3
 """Of changes."""
 EXPIRING_SHARE = 0.15
@@ -50,10 +49,8 @@ CONTEND_SECONDS = 0.15
 class Client:
     """One client session, one operation at a time."""
 
-    def __init__(
-        self, name: str, connect: Callable[[], Database], work: Workload, laziness: float = 1.0, grouping: bool = False
-    ) -> None:
-        """connect: makes a new session, which knows no leader yet. grouping: by groups, too."""
+    def __init__(self, name: str, connect: Callable[[], Database], work: Workload, laziness: float = 1.0) -> None:
+        """connect: makes a new session, which knows no leader yet."""
         self.name = name
         self._connect = connect
         self._database = connect()
@@ -62,7 +59,7 @@ class Client:
         self._rng = stream(work.seed, "client", name)
         self._instants = stream(work.seed, "instants", name)
         self._several = stream(work.seed, "several", name)
-        self._grouping, self._groups = stream(work.seed, "grouping", name), GROUP_SIZES if grouping else (0,)
+        self._shapings = Shapings(work.seed, name)
         self._keyed = Keyed(stream(work.seed, "keyed", name), lambda wrong: setattr(work, "broken", wrong))
         self._versions: dict[str, int] = {}
         self._writes = 0
@@ -331,17 +328,15 @@ class Client:
         filter_, keep = FILTERS[self._rng.randrange(len(FILTERS))]
         k, exact = self._rng.choice([1, 3, 10, 100]), self._rng.random() < 0.7
         partial = self._rng.random() < PARTIAL_CHANCE
-        asked = Asked(k, keep, exact, {}, self._grouping.choice(self._groups))
+        asked = Asked(k, keep, exact, {}, self._shapings.draw(k))
         await self.find(MODES[0] if partial else mode, filter_, asked, partial)
 
     async def find(self, mode: ReadMode, filter_: Any, asked: Asked, partial: bool) -> bool:
         """One search of all shards; True if it was answered."""
         vector, asked = self._vector(), asked._replace(required=self._required(mode))
-        k, _, exact, required, of_each = asked
-        told = {"mode": str(mode), "k": k, "of_each": of_each, "filter": filter_, "exact": exact, "required": required}
-        op = self._invoke("search", "", details={**told, "vector": vector.tolist(), "partial": partial})
+        op = self._invoke("search", "", details={**told(asked, mode, filter_, vector), "partial": partial})
         try:
-            answer = await self._database.find(vector, k, filter_, mode, exact, partial, of_each)
+            answer = await self._database.find(vector, asked.k, filter_, mode, asked.exact, partial, asked.shaping)
         except NeedleError as error:
             self._finish(op, "failed", error=error.code)
             self._expect(op, error)
@@ -354,11 +349,12 @@ class Client:
         rng = self._several
         mode, (filter_, keep) = MODES[rng.randrange(len(MODES))], FILTERS[rng.randrange(len(FILTERS))]
         k, exact, required = rng.choice([1, 3, 10]), rng.random() < 0.7, self._required(mode)
+        asked = Asked(k, keep, exact, required, self._shapings.draw(k))
         rows = several_vectors(rng, rng.randint(2, MANY_MAX), self._work.profile.dimensions)
-        asked = {"mode": str(mode), "k": k, "filter": filter_, "exact": exact, "required": required, "partial": False}
-        ops = [self._invoke("search", "", details={**asked, "vector": row.tolist(), "many": len(rows)}) for row in rows]
+        more = {"partial": False, "many": len(rows)}
+        ops = [self._invoke("search", "", details={**told(asked, mode, filter_, row), **more}) for row in rows]
         try:
-            answers = await self._database.find_many(rows, k, filter_, mode, exact)
+            answers = await self._database.find_many(rows, k, filter_, mode, exact, asked.shaping)
         except NeedleError as error:
             for op in ops:
                 self._finish(op, "failed", error=error.code)
@@ -368,13 +364,13 @@ class Client:
             text = f"#{ops[0].id} of {len(ops)} searches in one call was given {len(answers)} answers"
             self._work.broken = Violation("every search is answered", text)
         for op, row, answer in zip(ops, rows, answers, strict=False):
-            self._found(op, answer, row, Asked(k, keep, exact, required))
+            self._found(op, answer, row, asked)
 
     def _found(self, op: Operation, answer: Answer, vector: Any, asked: Asked) -> None:
         """Write down what a search was answered."""
-        told = seen(op, answer, vector, asked, self._work.shards.last())
-        self._finish(op, "ok", version=len(told.hits))
-        self._work.scatters.append(told)
+        found = seen(op, answer, vector, asked, self._work.shards.last())
+        self._finish(op, "ok", version=len(found.hits))
+        self._work.scatters.append(found)
 
     def _required(self, mode: ReadMode) -> dict[int, int]:
         """By shard, what a read that begins now has to see."""

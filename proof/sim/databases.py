@@ -25,10 +25,11 @@ from needle.client.shards import ClusterShards
 from needle.protocol import calls
 from needle.protocol.calls import DocumentBatch
 from needle.routing.topology import Topology
+from proof.checkers.shaping import Shaping
 from proof.checkers.word_searches import Round
 from proof.plain_client import PlainClient
 from proof.sim.shards.profile import metadata_of
-from proof.sim.workload import GROUPED_BY, VALUES, Answer, Database, Documents
+from proof.sim.workload import Answer, Database, Documents
 
 CALL_TIMEOUT = 5.0
 PARTIAL_TIMEOUT = 2.0
@@ -82,6 +83,8 @@ class _RecordingRouter(Router):
             self.by_words = found
         else:
             self.found = found
+        if len(found.applied) == 1:  # of one shard the fan-out may not know
+            self._recorded.answered = tuple(found.applied)
         return found
 
     async def get(self, *args: Any, **options: Any) -> Any:
@@ -148,11 +151,6 @@ class RealDatabase:
         raise NotImplementedError
 
 
-def grouped(k: int, of_each: int) -> dict[str, Any]:
-    """How many hits are asked for, of all documents or of each group."""
-    return {"k": VALUES, "group_by": GROUPED_BY, "group_size": of_each} if of_each else {"k": k}
-
-
 def _explained(hits: Hits) -> Answer:
     """What a search of several was answered, and from which index of each shard if it says so."""
     applied = {one.shard: one.applied_index for one in hits.explained}
@@ -163,6 +161,7 @@ def _explained(hits: Hits) -> Answer:
         [msgspec.json.encode(hit.metadata) for hit in hits],
         b"",
         max(applied.values(), default=0),
+        groups=[hit.group for hit in hits if hit.group is not None],
     )
     return Answer(batch, applied or None)
 
@@ -173,7 +172,8 @@ class ShardAware(RealDatabase):
     keyed = True
 
     def __init__(self, caller: Caller, addresses: list[str], topology: Topology, rng: random.Random) -> None:
-        shards = ClusterShards(caller, AskedTopology(caller, addresses, topology), rng=rng)
+        self.known = AskedTopology(caller, addresses, topology)
+        shards = ClusterShards(caller, self.known, rng=rng)
         self._router = _RecordingRouter(shards)
         self.client = client = Client(caller, shards, self._router)
         super().__init__(client)
@@ -190,9 +190,9 @@ class ShardAware(RealDatabase):
         return self._router.applied_index
 
     async def find(
-        self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool, partial: bool, of_each: int
+        self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool, partial: bool, shaping: Shaping
     ) -> Answer:
-        client, how = self.client, {"filter": filter, "mode": mode, "exact": exact, **grouped(k, of_each)}
+        client, how = self.client, {"filter": filter, "mode": mode, "exact": exact, **shaping.options(k)}
         if partial:
             told = await client.search_partial(vector, timeout=PARTIAL_TIMEOUT, **how)
             found = self.last_found()
@@ -201,10 +201,12 @@ class ShardAware(RealDatabase):
         found = self.last_found()
         return Answer(found.batch, found.applied, tuple(found.missing), found.gaps, found.epoch)
 
-    async def find_many(self, vectors: Any, k: int, filter: Any, mode: ReadMode, exact: bool) -> list[Answer]:
-        session = mode is ReadMode.EVENTUAL
+    async def find_many(
+        self, vectors: Any, k: int, filter: Any, mode: ReadMode, exact: bool, shaping: Shaping
+    ) -> list[Answer]:
+        how, session = shaping.options(k), mode is ReadMode.EVENTUAL
         found = await self.client.search_many(
-            vectors, k, filter, mode=mode, exact=exact, explain=True, session=session, timeout=self.timeout
+            vectors, filter=filter, mode=mode, exact=exact, **how, explain=True, session=session, timeout=self.timeout
         )
         return [_explained(hits) for hits in found]
 
@@ -275,19 +277,21 @@ class Proxied(RealDatabase):
         return self._recorder.applied_index
 
     async def find(
-        self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool, partial: bool, of_each: int
+        self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool, partial: bool, shaping: Shaping
     ) -> Answer:
         """Never in part: it cannot be asked of a node."""
-        how = {"filter": filter, "mode": mode, "exact": exact, **grouped(k, of_each)}
+        how = {"filter": filter, "mode": mode, "exact": exact, **shaping.options(k)}
         await self._client.search(vector, session=mode is ReadMode.EVENTUAL, timeout=self.timeout, **how)
         if self._recorder.batch is None:
             raise RuntimeError("the client answered a search that no node did")
         return Answer(self._recorder.batch)
 
-    async def find_many(self, vectors: Any, k: int, filter: Any, mode: ReadMode, exact: bool) -> list[Answer]:
-        session = mode is ReadMode.EVENTUAL
+    async def find_many(
+        self, vectors: Any, k: int, filter: Any, mode: ReadMode, exact: bool, shaping: Shaping
+    ) -> list[Answer]:
+        how, session = shaping.options(k), mode is ReadMode.EVENTUAL
         found = await self._client.search_many(
-            vectors, k, filter, mode=mode, exact=exact, session=session, timeout=self.timeout
+            vectors, filter=filter, mode=mode, exact=exact, **how, session=session, timeout=self.timeout
         )
         return [_explained(hits) for hits in found]
 

@@ -91,6 +91,12 @@ class SimPool:
         self._submit(future, fn, args)
         return await future
 
+    async def repeat(self, every: float, fn: Callable[[], None]) -> None:
+        """See base.runtime.Repeating."""
+        while True:
+            await asyncio.sleep(every)
+            await self.run(fn)
+
     def call(self, done: Done, fn: Callable[..., Any], /, *args: object, quick: bool = False) -> None:
         """quick changes nothing here: a call that is made at once has no latency, and that is drawn, too."""
         future: asyncio.Future[Any] = self._loop.create_future()

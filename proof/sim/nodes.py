@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from needle.base.config import Limits, RaftConfig, SegmentConfig, ShardingConfig
 from needle.base.errors import NeedleError
 from needle.base.ids import CATALOG_GROUP, GroupId
 from needle.base.model import IndexParams
+from needle.routing.topology import Topology
 from needle.rpc.peer_transport import PeerTransport
 from needle.rpc.transport import RpcClient
 from needle.server.chores.comparing import Comparing
@@ -90,6 +92,22 @@ def segment_config(profile: Profile) -> SegmentConfig:
     )
 
 
+SEARCHES_SECONDS = (0.0, 0.0005, 0.004)
+"""So long searches take on a node at the most: by that it searches its shards together, or in parts."""
+
+
+def _spent(rng: random.Random) -> Callable[[], float]:
+    """A node's processor time, as far as it asks for it."""
+    longest, spent = rng.choice(SEARCHES_SECONDS), 0.0
+
+    def now() -> float:
+        nonlocal spent
+        spent += rng.uniform(0.0, longest)
+        return spent
+
+    return now
+
+
 class SimNode:
     """One incarnation of a node: the real composition root, as `build` puts it together, on simulated ports."""
 
@@ -126,6 +144,7 @@ class SimNode:
             search_pool=SimPool(loop, process),
             build_pool=SimPool(loop, process),
             file_pool=SimPool(loop, process),
+            watch_pool=SimPool(loop, process),
             listen=self._listen,
             peers=lambda address_of: _Peers(cast("RpcClient", endpoint), address_of),
             open_store=lambda directory: SimStore(
@@ -142,6 +161,7 @@ class SimNode:
             catalog=self._observed,
             index_rows=INDEX_ROWS,
             purge_rows_min=PURGED_ROWS if shape_of(stage.spec).pinned else PURGE_ROWS,
+            spent=_spent(stream(stage.spec.seed, "spent", name, process.incarnation)),
         )
 
     def _observed(self, group: GroupId, machine: Any) -> ObservedMachine:
@@ -198,9 +218,9 @@ class SimNode:
         """Why moves of key ranges of a shard that it leads wait, as its health says."""
         return self._node.mover.held(group) if self._node is not None else []
 
-    def topology_version(self) -> int:
-        """Of the catalog, as this node knows it."""
-        return self._node.topology.version if self._node is not None else 0
+    def topology(self) -> Topology:
+        """As this node knows the catalog."""
+        return self._node.topology if self._node is not None else Topology()
 
     def refuses_data(self) -> bool:
         """Because its disk, or its memory, was low when it looked last."""

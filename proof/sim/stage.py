@@ -15,7 +15,9 @@ from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar
 
+from needle.base.config import Limits
 from needle.client.divergence import differing
+from needle.protocol.command_bounds import prepare
 from proof.checkers.violation import Violation
 from proof.sim.event_loop import SimLoop, SimulationError
 from proof.sim.fleet import Fleet, fast_directory
@@ -24,7 +26,7 @@ from proof.sim.network import SimNetwork
 from proof.sim.observer import Observer
 from proof.sim.process import Process
 from proof.sim.spec import Profile, Spec
-from proof.sim.stalls import StallMeter
+from proof.sim.stalls import CHECKER, StallMeter
 from proof.sim.trace import Trace
 
 T = TypeVar("T")
@@ -48,6 +50,8 @@ class Stage:
         self._violation: BaseException | None = None
         self.comparisons: set[tuple[int, int]] = set()
         """(group, index) of entries at which a leader compared replicas."""
+        self.looks: list[Callable[[], None]] = []
+        """What else is looked at now and then. Each raises Violation."""
         self.broken: Callable[[], Violation | None] = lambda: None
         self.on_step: Callable[[str], None] | None = None
         self.loop.after_step = self._after_step
@@ -74,6 +78,7 @@ class Stage:
         meter = self.loop.meter
         try:
             if meter is not None:
+                prepare(Limits().batch_documents_max)  # once in a process, before its node serves: 40 ms, cold
                 meter.start()
             self.loop.run_until_complete(main)
             gc.collect()  # a task whose exception nobody retrieved says so when it is collected
@@ -126,6 +131,8 @@ class Stage:
             tick += 1
             # By `guard`: of an exception in this task nobody would hear.
             self.guard(self._compared)
+            for look in self.looks:
+                self.guard(look)
             self.guard(lambda: self.observer.compare_logs(self.fleet.replicas()))
             if tick % 5 == 0:
                 self.guard(lambda: self.observer.compare_digests(self.fleet.replicas()))
@@ -189,7 +196,7 @@ class Stage:
 
     def _stalled(self, function: str, seconds: float) -> None:
         text = f"{function} held a node's event loop for {1000 * seconds:.0f} ms of CPU time"
-        self._violation = self._violation or Violation("event loop", text)
+        self._violation = self._violation or Violation(CHECKER, text)
 
     def _unhandled(self, process: Process | None, error: BaseException | None, message: str) -> None:
         if isinstance(error, Violation):

@@ -22,6 +22,7 @@ from typing import Any
 
 from needle.server.machine.loop_watch import innermost
 
+CHECKER = "event loop"
 STALL_SECONDS = 0.05
 LOOK_SECONDS = 0.01
 OURS = ("proof.sim.", "needle.server.machine.loop_watch")

@@ -19,13 +19,12 @@ from needle.routing.shard_map import KeyRange
 from proof.checkers.history import History, Operation
 from proof.checkers.replay import GetSeen
 from proof.checkers.scatter import ScatterSeen
+from proof.checkers.shaping import Shaping
 from proof.checkers.violation import Violation
 from proof.sim.spec import Profile
 from proof.sim.trace import Trace
 
 COLLECTION = "default"
-GROUPED_BY, VALUES = "n", 10
-"""A field of all documents, and how many values it has."""
 HOT_SLOTS = 2
 Documents = list[tuple[str, Any, Any]]
 Keep = Callable[[Any], bool]
@@ -98,12 +97,11 @@ class Database(Protocol):
         ...
 
     async def find(
-        self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool, partial: bool, of_each: int
-    ) -> Answer:
-        """of_each: with one, so many of each value of GROUPED_BY in place of k."""
-        ...
-
-    async def find_many(self, vectors: Any, k: int, filter: Any, mode: ReadMode, exact: bool) -> list[Answer]:
+        self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool, partial: bool, shaping: Shaping
+    ) -> Answer: ...
+    async def find_many(
+        self, vectors: Any, k: int, filter: Any, mode: ReadMode, exact: bool, shaping: Shaping
+    ) -> list[Answer]:
         """`find` for each row, in one call."""
         ...
 

@@ -145,13 +145,13 @@ class World:
                 pinned = [known[rng.randrange(len(known))]] if rng.random() < 0.7 else known
                 return Proxied(endpoint, pinned, rng)
             old = self._old_map(rng)
-            made = ShardAware(endpoint, self._seeds(), old, rng)
+            made = self.truth.known.client(ShardAware(endpoint, self._seeds(), old, rng))
             # Spread by a ring that no shard ever had, a delete by a filter would ask the owners by ranges, and only a
             # shard that took part in a move knows its documents' keys.
             made.by_filter = old.settings is None or old.version >= self.truth.topologies[1].version
             return made
 
-        return Client(name, connect, self.work, lazy, grouping=True)
+        return Client(name, connect, self.work, lazy)
 
     def _seeds(self) -> list[str]:
         """Where a client looks first: where the catalog has the nodes, and if they moved, which it may not have heard,
@@ -270,12 +270,13 @@ class World:
                 return
 
     def _churning(self, known: Topology) -> needle.Client:
-        endpoint = self.stage.network.endpoint("churn", self.stage.client_process("churn"))
-        return ShardAware(endpoint, self._seeds(), known, stream(self.spec.seed, "churning")).client
+        at = self.stage.network.endpoint("churn", self.stage.client_process("churn"))
+        return self.truth.known.client(ShardAware(at, self._seeds(), known, stream(self.spec.seed, "churning"))).client
 
     def _aware(self, name: str, known: Topology, *number: int) -> ShardAware:
         endpoint = self.stage.network.endpoint(name, self.stage.client_process(name))
-        return ShardAware(endpoint, self._seeds(), known, stream(self.spec.seed, name, *number))
+        rng = stream(self.spec.seed, name, *number)
+        return self.truth.known.client(ShardAware(endpoint, self._seeds(), known, rng))
 
     async def _serve(self, stem: str) -> bool:
         """Whether every shard takes a write."""
@@ -380,7 +381,7 @@ class World:
             shards = [replica.machine for replica in here.values() if group != CATALOG_GROUP]
             if any(sorted(spec.name for spec in shard.collections()) != wanted for shard in shards):
                 return False
-        return all(node.topology_version() == now.version for node in self._nodes())
+        return all(node.topology() == now for node in self._nodes())
 
     async def _whole(self) -> bool:
         return await self._equal() and await self.stage.stored_is_whole()

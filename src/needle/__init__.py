@@ -21,8 +21,8 @@ _PUBLIC = {
         "DocumentNotFound FileAwaited Forbidden FrameTooLarge "
         "InMaintenance Internal InvalidArgument KeyReused LostState MembershipChangePending "
         "NeedleError NoQuorum NotLeader OutcomeForgotten OutcomeUnknown OutOfMemory Overloaded ProposalDropped "
-        "ProtocolError ReplicaDamaged RestoreDiffers ScanEnded SessionExpired StaleEpoch StorageError TlsFailed "
-        "TooManyFiles TooManyRequests TooStale "
+        "ProtocolError RebalanceEnded ReplicaDamaged RestoreDiffers ScanEnded SessionExpired StaleEpoch StorageError "
+        "TlsFailed TooManyFiles TooManyRequests TooStale "
         "TransferFailed Unauthenticated Unavailable "
         "UnknownMethod UnsupportedFormat UnsupportedVersion VersionMismatch WrongCluster"
     ),

@@ -40,6 +40,7 @@ from needle.base.errors import OutOfMemory as OutOfMemory
 from needle.base.errors import Overloaded as Overloaded
 from needle.base.errors import ProposalDropped as ProposalDropped
 from needle.base.errors import ProtocolError as ProtocolError
+from needle.base.errors import RebalanceEnded as RebalanceEnded
 from needle.base.errors import ReplicaDamaged as ReplicaDamaged
 from needle.base.errors import RestoreDiffers as RestoreDiffers
 from needle.base.errors import ScanEnded as ScanEnded

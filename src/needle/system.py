@@ -71,13 +71,18 @@ def share_one_heap() -> None:
 class SystemClock:
     """The clocks of this machine."""
 
-    def monotonic(self) -> float:
-        """Seconds since boot, suspend included where the system can tell (Linux)."""
-        return time.monotonic() if _CLOCK is None else time.clock_gettime(_CLOCK)
+    monotonic = staticmethod(time.monotonic if _CLOCK is None else partial(time.clock_gettime, _CLOCK))
+    """Seconds since boot, suspend included where the system can tell (Linux). Each request asks some times, so there is
+    no frame of Python around it."""
 
     def wall(self) -> float:
         """Seconds since the Unix epoch."""
         return time.time()
+
+
+def thread_seconds() -> float:
+    """Processor time of the calling thread."""
+    return time.thread_time()
 
 
 class ThreadPool:
@@ -96,6 +101,7 @@ class ThreadPool:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._closed = False
+        self._repeats: set[threading.Event] = set()
         self._running = 0  # calls handed to threads and not yet answered
         self._takes = 2 * QUICK_SECONDS  # what quick calls took lately, in seconds
 
@@ -108,6 +114,16 @@ class ThreadPool:
             return await future
         finally:
             del future  # it holds the exception, whose traceback holds this frame: what `fn` held would live on
+
+    async def repeat(self, every: float, fn: Callable[[], None]) -> None:
+        """See base.runtime.Repeating. Takes one of the threads for as long as it goes on."""
+        ended = threading.Event()
+        self._repeats.add(ended)
+        try:
+            await self.run(_repeat, ended, every, fn)
+        finally:
+            self._repeats.discard(ended)
+            ended.set()
 
     def call(self, done: Done, fn: Callable[..., Any], /, *args: object, quick: bool = False) -> None:
         """See base.runtime.Pool. Raises Unavailable after `close`."""
@@ -166,10 +182,17 @@ class ThreadPool:
         if self._closed:
             return
         self._closed = True
+        for ended in list(self._repeats):
+            ended.set()
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
             thread.join()
+
+
+def _repeat(ended: threading.Event, every: float, fn: Callable[[], None]) -> None:
+    while not ended.wait(every):
+        fn()
 
 
 def _unpack(done: Done, answer: tuple[Any, BaseException | None] | None, failure: BaseException | None) -> None:

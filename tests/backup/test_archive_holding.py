@@ -70,3 +70,33 @@ async def test_behind_a_copied_state_all_hear_at_once_where_the_archive_goes_on(
         await asyncio.sleep(0)
     assert told and told[0][1] >= index
     await archiver.close()
+
+
+async def test_all_hear_for_an_hour_that_an_archive_began_there_whoever_goes_on_with_it(tmp_path: Path) -> None:
+    """Replicas hear of it first when it has something, and would take it for one that was there before they started."""
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    followed(world, tmp_path / "f")
+    told, ask = list[bool](), world.client._shards.group(0).ask_replica
+
+    async def noted(address: str, method: str, body: bytes, timeout: float) -> bytes:
+        told.append(calls.decode(body, LogCall).begun)
+        return await ask(address, method, body, timeout)
+
+    world.client._shards.group(0).ask_replica = noted
+
+    async def hears() -> set[bool]:
+        """What replicas are told by an archiver that is started now and ended soon."""
+        told.clear()
+        archiver = world.archiver(store)
+        for _ in range(3):
+            world.fill(1)
+            await archiver.look(flush=True)
+            await asyncio.sleep(0)
+        await archiver.close()
+        return set(told)
+
+    assert await hears() == {True}
+    world.now += 1800 * SECOND
+    assert await hears() == {True}
+    world.now += 1800 * SECOND
+    assert await hears() == {False}

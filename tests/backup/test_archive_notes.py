@@ -3,7 +3,9 @@ for a while."""
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,9 +17,11 @@ from needle.backup.archive_reading import read_head
 from needle.backup.archiving import Archiver
 from needle.backup.instant import Making
 from needle.backup.keeping import read_manifest, verify
-from needle.backup.store import DirectoryStore
-from needle.base.errors import StorageError
-from needle.protocol import commands
+from needle.backup.store import DirectoryStore, Stat
+from needle.base.errors import Forbidden, StorageError
+from needle.protocol import calls, commands
+from needle.protocol.archive_calls import LOG, LogCall
+from needle.routing.recoveries import Recovery
 from needle.routing.topology import AliasInfo
 from shard.replica_util import put
 
@@ -136,6 +140,82 @@ async def test_nothing_is_lost_while_the_target_is_not_mounted(tmp_path: Path) -
     assert list_archives(store)[0].gaps == []
     for index in (25, 35, len(world.shard.log)):
         assert restored(store, tmp_path / f"{index}", index=index) == world.shard.contents[index]
+
+
+def asked_of(world: World) -> list[int]:
+    """Behind which entries nodes are told to keep their logs from now on."""
+    asked, ask = list[int](), world.ask
+
+    async def noted(method: str, body: Any, *rest: Any) -> bytes:
+        if method == LOG:
+            asked.append(calls.decode(body(1.0), LogCall).kept)
+        return await ask(method, body, *rest)
+
+    world.client._shards.group(0).ask_leader = noted
+    return asked
+
+
+async def test_one_that_is_started_while_the_target_is_not_mounted_waits(tmp_path: Path) -> None:
+    """It began another archive below the mount point, and told the cluster that all is archived: no alert fired."""
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    world.fill(20)
+    await world.archiver(store).look(flush=True)
+    world.topology = msgspec.structs.replace(world.topology, archived=world.now)
+    archiver, asked = world.archiver(store), asked_of(world)
+    await unmounted(tmp_path, world, archiver)
+    assert asked and set(asked) == {0}, "nodes keep all that their logs have, as nobody knows what the archive has"
+    await archiver.look(flush=True)
+    assert list_archives(store)[0].gaps == []
+    assert restored(store, tmp_path / "r", index=len(world.shard.log)) == world.shard.contents[-1]
+
+
+async def test_who_waits_for_its_target_ends_where_its_key_is_refused(tmp_path: Path) -> None:
+    """It waited forever, and no node kept its log."""
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    world.topology = msgspec.structs.replace(world.topology, archived=world.now)
+
+    async def refused(method: str, *rest: Any) -> bytes:
+        raise Forbidden("not with this key")
+
+    world.client._shards.group(0).ask_leader = refused
+    with pytest.raises(Forbidden):
+        await asyncio.wait_for(world.archiver(store).run(), 10)
+
+
+async def test_who_waits_lists_nothing_of_other_clusters(tmp_path: Path) -> None:
+    """It looks each second: a bucket with another cluster's archive was listed as a whole each time."""
+    listed = list[str]()
+
+    class Store(DirectoryStore):
+        def names(self, prefix: str) -> dict[str, Stat]:
+            listed.append(prefix)
+            return super().names(prefix)
+
+    world = World(tmp_path / "w")
+    world.fill(5)
+    world.topology = msgspec.structs.replace(world.topology, archived=world.now)
+    with pytest.raises(StorageError, match="nothing of that is at this target"):
+        await world.archiver(Store(tmp_path / "t")).look()
+    assert listed and all(prefix.startswith(TARGET) for prefix in listed)
+
+
+@pytest.mark.parametrize("said", ["begin", "forget", "recover"])
+async def test_another_archive_begins_where_somebody_said_so(tmp_path: Path, said: str) -> None:
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    world.fill(20)
+    other = store if said == "recover" else DirectoryStore(tmp_path / "other")
+    await world.archiver(store).look(flush=True)
+    world.topology = msgspec.structs.replace(world.topology, archived=world.now)
+    archiver = world.archiver(other, begin=said == "begin")
+    if said == "forget":
+        with pytest.raises(StorageError, match="start this with --begin; or say `needle backup forget`"):
+            await archiver.look(flush=True)
+        world.topology = msgspec.structs.replace(world.topology, archived=0)
+    if said == "recover":
+        former = Recovery(at=world.now, node="a", cluster_id="needle", founding=7, kept={0: 20})
+        world.topology = msgspec.structs.replace(world.topology, founding=8, recovered=(former,))
+    await archiver.look(flush=True)
+    assert [one.cluster for one in list_archives(other)] == (["7", "8"] if said == "recover" else ["7"])
 
 
 async def test_what_was_written_elsewhere_for_a_moment_is_written_again(tmp_path: Path) -> None:

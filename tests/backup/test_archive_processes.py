@@ -14,13 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import needle
+from harness.calm import CALM
 from needle import backup as backups
 from needle.base.instants import micros
 from needle.connecting import Credentials, connected
 from needle.local.process_cluster import ProcessCluster, wait_for
 from needle.routing.strategy import CONSISTENT_HASH
-
-CALM = {"election_timeout": 0.5, "heartbeat_interval": 0.1}
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import needle
+from harness.calm import CALM
 from needle import backup as backups
 from needle.backup.archiving import Archiver
 from needle.base.errors import InvalidArgument
@@ -18,7 +19,7 @@ from needle.cli.app import main
 from needle.local.process_cluster import ProcessCluster
 from needle.routing.strategy import CONSISTENT_HASH
 
-SETTINGS = {"sharding": {"zone": "a"}, "election_timeout": 0.5, "heartbeat_interval": 0.1}
+SETTINGS = {"sharding": {"zone": "a"}, **CALM}
 
 
 async def contents(client: needle.Client) -> dict[str, tuple[list[float], int]]:

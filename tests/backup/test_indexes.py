@@ -15,6 +15,7 @@ import pytest_asyncio
 
 import needle
 from backup.killing import Counted, Killed
+from harness.calm import CALM
 from needle import backup as backups
 from needle.backup.around import Around
 from needle.backup.format import IndexFile, encode_manifest, manifest_name
@@ -42,8 +43,7 @@ pytestmark = pytest.mark.campaign
 
 ROWS, WIDTH = 6000, 16
 SETTINGS = {
-    "election_timeout": 0.5,
-    "heartbeat_interval": 0.1,
+    **CALM,
     "sharding": {"zone": "a"},
     "segments": {"seal_rows": 250},
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import os
 import random
@@ -152,11 +153,11 @@ def test_a_manifest_that_names_too_little_is_noticed(store: Store) -> None:
 
 def test_later_formats_and_renamed_manifests_are_refused(store: Store) -> None:
     made = backup(store, "one", documents(1))
-    data = encode_manifest(made).replace(b'"format":1', b'"format":3')
+    data = encode_manifest(made).replace(b'"format":1', b'"format":4')
     with pytest.raises(CorruptBackup, match="checksum"):
         decode_manifest("m", data)
     body = data.partition(b"\n")[2]
-    with pytest.raises(UnsupportedFormat, match="format 3, and this release reads"):
+    with pytest.raises(UnsupportedFormat, match="format 4, and this release reads"):
         decode_manifest("m", hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
     store.put(manifest_name("two"), encode_manifest(made))
     damage = [one.damage for one in list_backups(store)]
@@ -197,7 +198,7 @@ class Full(DirectoryStore):
 
     def put(self, name: str, data: bytes) -> None:
         if data:
-            raise StorageError(f"{name}: No space left on device")
+            raise StorageError(f"{name}: No space left on device") from OSError(errno.ENOSPC, "No space left on device")
         super().put(name, data)
 
 

@@ -147,6 +147,27 @@ class Stopped:
         return done
 
 
+async def emptied(client: needle.Client, model: Model) -> None:
+    """Nothing of a whole backup is there any more."""
+    await client.remove_alias("read")
+    for held in model:
+        await client.drop_collection(held)
+
+
+async def broken_off(client: needle.Client, store: Store) -> None:
+    """A restore that is killed when a part of the first collection is written."""
+    seen = 0
+
+    def killed(_: int) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        await backups.restore(client, store, progress=killed)
+
+
 @pytest.mark.parametrize(("name", "clock"), [(None, AfterAStop), ("again", AfterAStop), ("again", AfterASuspend)])
 async def test_of_two_that_carry_it_on_the_one_that_came_first_ends(
     cluster: ProcessCluster, tmp_path: Path, name: str | None, clock: type[SystemClock]
@@ -158,9 +179,7 @@ async def test_of_two_that_carry_it_on_the_one_that_came_first_ends(
         model = await fill(client)
         await backups.create(client, store)
         if name is None:
-            await client.remove_alias("read")
-            for held in model:
-                await client.drop_collection(held)
+            await emptied(client, model)
         of, to = (None, "books") if name is None else ("books", name)
         first = asyncio.create_task(backups.restore(client, store, collection=of, name=name, around=one.around))
         await one.stopped.wait()
@@ -198,23 +217,13 @@ async def test_of_a_whole_backup_nothing_is_written_over_that_was_made_meanwhile
 ) -> None:
     """A restore that went on asked for no collection whose it was: it wrote over what an application had, which had
     made its collections by itself."""
-    store, seen = backups.open_store(str(tmp_path / "target")), 0
+    store = backups.open_store(str(tmp_path / "target"))
     async with cluster.connect() as client:
         model = await fill(client)
         await backups.create(client, store)
         settings = {one.name: one for one in await client.collections()}[theirs]
-        await client.remove_alias("read")
-        for held in model:
-            await client.drop_collection(held)
-
-        def killed(_: int) -> None:
-            nonlocal seen
-            seen += 1
-            if seen == 2:  # when a part of the first collection is written
-                raise Killed
-
-        with pytest.raises(Killed):
-            await backups.restore(client, store, progress=killed)
+        await emptied(client, model)
+        await broken_off(client, store)
         there = {one.name for one in await client.collections()}
         assert "books" in there and "later" not in there
         if theirs in there:
@@ -226,6 +235,30 @@ async def test_of_a_whole_backup_nothing_is_written_over_that_was_made_meanwhile
             await backups.restore(client, store)
         assert [(one.id, one.metadata) async for one in client.scan(collection=theirs)] == [(id_, {"theirs": 1})]
         await client.drop_collection(theirs)
+        assert (await backups.restore(client, store)).resumed
+        assert await contents(client) == model and await marks(client) == []
+
+
+async def test_what_an_earlier_release_began_goes_on_once_what_it_restored_is_dropped(
+    cluster: ProcessCluster, tmp_path: Path
+) -> None:
+    """It noted nothing of what was its own, so that nobody can tell that from what an application wrote meanwhile."""
+    store = backups.open_store(str(tmp_path / "target"))
+    async with cluster.connect() as client:
+        model = await fill(client)
+        await backups.create(client, store)
+        await emptied(client, model)
+        await broken_off(client, store)
+        (mark,) = await marks(client)
+        notes = [one.id async for one in client.scan(collection=mark) if one.id.startswith(f"{mark}-")]
+        assert (await client.delete(notes, collection=mark)).count == 1
+        before = await client.count(collection="books")
+        with pytest.raises(
+            CollectionExists, match=r"an earlier release, if that began it, .* Drop books and restore again"
+        ):
+            await backups.restore(client, store)
+        assert await client.count(collection="books") == before > 0
+        await client.drop_collection("books")
         assert (await backups.restore(client, store)).resumed
         assert await contents(client) == model and await marks(client) == []
 

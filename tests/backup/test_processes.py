@@ -14,6 +14,7 @@ import pytest
 
 import needle
 from backup.killing import Counted, Killed
+from harness.calm import CALM
 from needle import backup as backups
 from needle.backup.format import PIECES
 from needle.backup.keeping import MAKING, read_manifest
@@ -35,7 +36,6 @@ from needle.routing.strategy import CONSISTENT_HASH
 
 pytestmark = pytest.mark.campaign
 
-CALM = {"election_timeout": 0.5, "heartbeat_interval": 0.1}
 WAITING = {"sharding": {"zone": "a"}, **CALM}
 ROWS = 1500
 WIDTH = 16
@@ -131,12 +131,12 @@ async def test_killed_anywhere_a_backup_does_not_list_and_the_next_one_uses_its_
             for at, after in [(at, after) for at in range(1, pieces + 4) for after in (False, True)]:
                 target = backups.open_store(str(tmp_path / f"{at}-{after}"))
                 with pytest.raises(Killed):
-                    await backups.create(client, Counted(target, at, after))
+                    await backups.create(client, Counted(target, at, after), begin=True)
                 whole = at > pieces + 2 or (at == pieces + 2 and after)
                 assert len(backups.list_backups(target)) == whole, (at, after)
                 here = len(target.names(PIECES))
                 assert here == max(0, min(pieces, at - 2 + after))
-                again = await backups.create(client, target)
+                again = await backups.create(client, target, begin=True)
                 assert len(target.names(PIECES)) == pieces and (again.shipped == 0) == (here == pieces)
                 assert backups.verify(target).problems == []
     store = backups.open_store(str(tmp_path / f"{pieces}-True"))
@@ -264,7 +264,7 @@ async def test_what_happens_to_collections_and_files_meanwhile(tmp_path: Path) -
                 await client.drop_collection("books")
 
             store = Hooked(tmp_path / "b", 2, at_once(dropped))
-            found = (await backups.create(client, store)).manifest
+            found = (await backups.create(client, store, begin=True)).manifest
             assert {one.spec.name: one.documents for one in found.collections} == {"empty": 0, "later": 1, "lives": 0}
             assert not found.aliases
             assert backups.verify(store).problems == []
@@ -276,7 +276,7 @@ async def test_what_happens_to_collections_and_files_meanwhile(tmp_path: Path) -
                 for name in store.names(PIECES):
                     DirectoryStore.delete(store, name)
 
-            first = await backups.create(client, DirectoryStore(tmp_path / "c"))
+            first = await backups.create(client, DirectoryStore(tmp_path / "c"), begin=True)
             await client.create_collection("more", dimensions=2)
             await client.insert("y", [1, 2], collection="more")
             store = Hooked(tmp_path / "c", 2, delete)

@@ -16,10 +16,12 @@ from needle import backup as backups
 from needle.backup.format import CollectionBackup, Longest, Manifest, Piece, encode_manifest, manifest_name
 from needle.backup.one_collection import MARK
 from needle.backup.restore_limits import FRAME_ROOM, Taking, check_shape
+from needle.backup.restore_marks import Note
 from needle.backup.store import Store
+from needle.base.dtypes import DType
 from needle.base.errors import ClusterTooOld, InvalidArgument, StorageError
-from needle.base.model import CollectionSpec, VectorSpec
-from needle.base.versions import KNOWN, SPARSE
+from needle.base.model import CollectionSpec, Metric, VectorSpec
+from needle.base.versions import BITS, FIRST, NAMED, SPARSE
 from needle.local.process_cluster import ProcessCluster
 from needle.protocol.named import Named
 from needle.routing.strategy import CONSISTENT_HASH
@@ -169,9 +171,23 @@ def test_the_least_of_all_nodes_counts() -> None:
     taking.check("k_max", 1 << 40, "it", "and go on")
 
 
-@pytest.mark.parametrize("more", [{"sparse": ("splade",)}, {"vectors": {"title": VectorSpec(dimensions=2)}}])
-def test_a_cluster_that_knows_no_such_vectors_is_told_before_anything_is_written(more: dict[str, Any]) -> None:
-    """Sparse vectors are declared last, when all documents are there: hours later it was refused."""
+OF_BITS: Any = {"dimensions": 8, "metric": Metric.HAMMING, "dtype": DType.BIT}
+
+
+@pytest.mark.parametrize(
+    ("more", "needs"),
+    [
+        ({"sparse": ("splade",)}, SPARSE),
+        ({"vectors": {"title": VectorSpec(dimensions=2)}}, NAMED),
+        ({"vectors": {"code": VectorSpec(**OF_BITS)}}, BITS),
+        ({"spec": CollectionSpec(name="c", **OF_BITS)}, BITS),
+    ],
+)
+def test_a_cluster_that_knows_no_such_vectors_is_told_before_anything_is_written(
+    more: dict[str, Any], needs: int
+) -> None:
+    """Sparse vectors are declared last, when all documents are there: hours later it was refused. For bits it was
+    refused when the collections before were there, and the mark of a restore stayed, with which no backup is made."""
     plain = CollectionBackup(
         spec=CollectionSpec(name="c", dimensions=2, metric="l2"), fields=(), documents=0, expiring=0, digest="",
         cuts=[], pieces=[],
@@ -192,15 +208,30 @@ def test_a_cluster_that_knows_no_such_vectors_is_told_before_anything_is_written
             Taking({}),
             Manifest(collections=[one], **rest),
             Topology(cluster_version=version),
+            Note(backup="b"),
             {},
             "m",
             "and restore again",
         )
 
     rich = msgspec.structs.replace(plain, **more)
-    check(plain, SPARSE - 1)
-    check(rich, KNOWN)
+    check(plain, FIRST)
+    check(rich, needs)
     with pytest.raises(
-        ClusterTooOld, match=f"need version {SPARSE} of .* at {SPARSE - 1}: .* Upgrade them and restore"
+        ClusterTooOld, match=f"collection c .* needs version {needs} of .* at {needs - 1}: .* Upgrade them and restore"
     ):
-        check(rich, SPARSE - 1)
+        check(rich, needs - 1)
+
+
+def test_notes_that_have_the_home_of_a_large_document_are_told_before_anything_is_written() -> None:
+    """As under a router: the first note was refused, when its collection was made."""
+    rest = {"format": 2, "began": "", "ended": "", "release": "", "cluster": "7", "settings": {}, "aliases": {}}
+    manifest = Manifest(id="b", collections=[], **rest)
+    taking = Taking({"a": {"limits.metadata_bytes_max": 2000}})
+
+    def check(size: int) -> None:
+        check_shape(taking, manifest, Topology(), Note(backup="b"), {"text": size * "x"}, "m", "and restore again")
+
+    check(1500)
+    with pytest.raises(InvalidArgument, match="metadata_bytes_max = 2000 of node a is too small for what a restore"):
+        check(1999)

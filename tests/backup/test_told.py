@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 import needle
+from harness.calm import CALM
 from needle import backup as backups
 from needle.backup.archive_reading import bases_of
 from needle.backup.archiving import Archiver
-from needle.base.errors import Forbidden, InvalidArgument
+from needle.backup.store import Store
+from needle.base.errors import Forbidden, InvalidArgument, StorageError
 from needle.catalog.state import execute
 from needle.client.router.routes import BATCH_BYTES_MAX
 from needle.client.shards import ask_leader
@@ -24,7 +26,7 @@ from needle.protocol.catalog_commands import FORGET, NoteBackup
 from needle.routing.plans import CATALOG
 from needle.routing.topology import ClusterSettings, Topology
 
-NODE = {"sharding": {"shards": 1, "replicas": 1}, "election_timeout": 0.5, "heartbeat_interval": 0.1}
+NODE = {"sharding": {"shards": 1, "replicas": 1}, **CALM}
 HOUR = 3_600_000_000
 NAMES = {"backup too old", "archive of the log behind"}
 
@@ -56,9 +58,9 @@ async def test_it_says_so_while_they_are_too_old(tmp_path: Path) -> None:
         now = int(time.time() * 1e6)
         await client.change_catalog(NoteBackup(now - 27 * HOUR, now - 2 * HOUR))
         assert await told(client) == NAMES
-        made = await backups.create(client, store)
+        made = await backups.create(client, store, begin=True)
         assert made.told and await told(client) == {"archive of the log behind"}
-        archiver = Archiver(client, store)
+        archiver = Archiver(client, store, begin=True)
         await archiver.look(flush=True)
         await archiver.look(flush=True)  # with which the leader hears what the first one has kept
         assert await told(client) == set()
@@ -77,6 +79,31 @@ async def test_it_says_so_while_they_are_too_old(tmp_path: Path) -> None:
         assert await told(client) == {"backup too old"}
         after = await client.refresh_topology(confirmed=True)
         assert (after.backed_up, after.archived) == (now - 27 * HOUR, 0)
+
+
+async def test_a_backup_is_not_begun_where_no_disk_is_mounted(tmp_path: Path) -> None:
+    """It was made below the mount point, and told of: no alert fired, and the disk of the system filled."""
+    store, (target, disk) = backups.open_store(str(tmp_path / "target")), (tmp_path / "target", tmp_path / "disk")
+    (tmp_path / "node").mkdir()
+    async with ProcessCluster(tmp_path / "node", 1, **NODE) as cluster, cluster.connect() as client:
+        await client.insert("a", [1.0, *[0.0] * 7])
+        await backups.create(client, store)
+        before = (await client.refresh_topology(confirmed=True)).backed_up
+        target.rename(disk)
+        target.mkdir()
+        with pytest.raises(StorageError, match="if its disk is not mounted, mount it"):
+            await backups.create(client, store)
+        assert not any(target.iterdir())
+        assert (await client.refresh_topology(confirmed=True)).backed_up == before
+        target.rmdir()
+        disk.rename(target)
+        await backups.create(client, store)
+        other = backups.open_store(str(tmp_path / "other"))
+        await backups.create(client, other, begin=True)
+        await backups.create(client, other)
+        await client.forget_backups()
+        await backups.create(client, backups.open_store(str(tmp_path / "third")))
+    assert [len(backups.list_backups(one)) for one in (store, other)] == [2, 2]
 
 
 async def test_what_is_noted_is_said_by_who_may_do_it(tmp_path: Path) -> None:
@@ -132,5 +159,32 @@ async def test_the_leader_keeps_its_log_for_the_archive(tmp_path: Path) -> None:
             await Archiver(client, store).look(flush=True)
         assert await written(client, 600) > 590
         await Archiver(client, store).look(flush=True)
+    (archived,) = backups.list_archives(store)
+    assert archived.gaps == [] and len(bases_of(store, int(archived.cluster, 16), 0)) == 1
+
+
+async def looked(client: needle.Client, store: Store) -> None:
+    """By an archiver that ends then."""
+    archiver = Archiver(client, store)
+    await archiver.look(flush=True)
+    await archiver.close()
+
+
+async def test_a_node_that_was_restarted_keeps_its_log_until_the_archive_has_asked(tmp_path: Path) -> None:
+    """It had forgotten for whom it kept it. Where no other replica had what the archive lacked, that was a gap."""
+    store = backups.open_store(str(tmp_path / "target"))
+    (tmp_path / "node").mkdir()
+    settings = {**NODE, "snapshot_threshold": 50}
+    async with ProcessCluster(tmp_path / "node", 1, **settings) as cluster:
+        async with cluster.connect() as client:
+            for _ in range(2):
+                await looked(client, store)
+            await written(client, 100)
+        cluster.kill("node-1")
+        cluster.restart("node-1")
+        await cluster.ready()
+        async with cluster.connect() as client:
+            assert await written(client, 600) > 690
+            await looked(client, store)
     (archived,) = backups.list_archives(store)
     assert archived.gaps == [] and len(bases_of(store, int(archived.cluster, 16), 0)) == 1

@@ -18,6 +18,7 @@ from needle.backup.archive_reading import bases_of, chunks_of, read_base, read_c
 from needle.backup.around import Around
 from needle.backup.instant import Making
 from needle.backup.keeping import Verified, prune, verify
+from needle.backup.places import indexes_at
 from needle.backup.replaying import Replay
 from needle.backup.store import DirectoryStore
 from needle.base.errors import CorruptBackup, InvalidArgument, StorageError
@@ -224,5 +225,16 @@ async def test_an_instant_that_is_pruned_while_it_is_read_is_not_called_damaged(
         )
     assert not isinstance(told.value, CorruptBackup)
     (tmp_path / "again").mkdir()
-    with pytest.raises(InvalidArgument, match="begins at"):
+    begins = f"begins at {list_archives(store)[0].since}"
+    with pytest.raises(InvalidArgument, match=begins):
         Making(store, tmp_path / "again").run(at, {}, None)
+    with pytest.raises(InvalidArgument, match=begins):
+        indexes_at(store, at)
+
+
+async def test_the_bytes_of_an_archive_are_counted(tmp_path: Path) -> None:
+    """It said 146 files of 0.0 MB."""
+    _, store = await archived(tmp_path)
+    files = [path for path in (tmp_path / "t").rglob("*") if path.is_file()]
+    found = verify(store, checksums_only=True)
+    assert (found.pieces, found.bytes) == (len(files), sum(path.stat().st_size for path in files))

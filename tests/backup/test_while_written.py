@@ -8,6 +8,7 @@ import contextlib
 from pathlib import Path
 
 import needle
+from harness.calm import CALM
 from needle import backup as backups
 from needle.backup.keeping import read_piece
 from needle.backup.store import Store
@@ -15,7 +16,7 @@ from needle.base.errors import NeedleError
 from needle.local.process_cluster import ProcessCluster
 from needle.routing.strategy import CONSISTENT_HASH
 
-SETTINGS = {"sharding": {"zone": "a"}, "election_timeout": 0.5, "heartbeat_interval": 0.1}
+SETTINGS = {"sharding": {"zone": "a"}, **CALM}
 WRITERS = 4
 IDS = 25
 BACKUPS_MIN = 6

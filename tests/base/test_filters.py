@@ -306,3 +306,29 @@ def test_what_every_element_is_asked_is_bounded() -> None:
             Filter.parse({"$or": [{f"f{n}": {op: shape}} for n in range(64)]})
     nested = {"a": {"$elemMatch": {"b": {"$elemMatch": {"c": {"$elemMatch": {"d": 1}}}}}}}
     assert Filter.parse(nested).matches({"a": [{"b": [{"c": [{"d": 1}]}]}]})
+
+
+@pytest.mark.parametrize("way", ["$or", "$and", "keys", "inside", "operators"])
+def test_of_millions_of_conditions_only_as_many_are_read_as_are_too_many(way: str) -> None:
+    """A body of 16 MB holds two million, of which each takes some microseconds."""
+    read = list[int]()
+
+    class Read(dict[str, Any]):
+        def items(self) -> Any:
+            read.append(1)
+            return super().items()
+
+    def some(count: int) -> list[Read]:
+        return [Read(a=1) for _ in range(count)]
+
+    one: Any = {
+        "$or": {"$or": some(5000)},
+        "$and": {"$and": some(5000)},
+        "keys": {f"a{n}": {"$not": Read({"$eq": 1})} for n in range(5000)},
+        "inside": {"$or": [{"$and": some(1000)} for _ in range(5)]},
+        "operators": {"a": {"$elemMatch": {"$or": some(5000)}}},
+    }[way]
+    with pytest.raises(InvalidArgument, match="at most 1024 conditions"):
+        Filter.parse(one)
+    # `_parse` looks at the items of each twice.
+    assert len(read) <= 2 * 2 * 1025

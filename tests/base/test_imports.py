@@ -8,6 +8,7 @@ from pathlib import Path
 
 import needle
 import proof
+from harness.statements import statements
 
 
 def imports() -> dict[str, set[str]]:
@@ -20,7 +21,7 @@ def imports() -> dict[str, set[str]]:
     found = {}
     for module, path in files.items():
         named = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in statements(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom):
                 assert node.level == 0, f"{module} imports by a relative name"
                 for one in node.names:

@@ -13,7 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 import needle
+from harness.statements import statements
 
 ROOT = Path(str(needle.__file__)).parent
 EMPTY = {"ABC", "Generic", "Protocol"}
@@ -28,6 +31,14 @@ class Class(NamedTuple):
     foreign: bool
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forgotten() -> Iterator[None]:
+    """The trees of all modules are millions of objects, which each full collection would walk while other tests run."""
+    yield
+    for one in (_sources, _of_self, _made):
+        one.cache_clear()
+
+
 @cache
 def _sources() -> dict[str, ast.Module]:
     return {
@@ -40,7 +51,7 @@ def _imported(tree: ast.Module) -> dict[str, str]:
     """Where names that others define come from."""
     return {
         one.asname or one.name: f"{line.module}.{one.name}"
-        for line in ast.walk(tree)
+        for line in statements(tree)
         if isinstance(line, ast.ImportFrom)
         for one in line.names
     }
@@ -51,7 +62,7 @@ def _classes(sources: Mapping[str, ast.Module]) -> dict[str, Class]:
     nodes = {
         f"{module}.{node.name}": (module, node)
         for module, tree in sources.items()
-        for node in ast.walk(tree)
+        for node in statements(tree)
         if isinstance(node, ast.ClassDef)
     }
     found = {}

@@ -6,6 +6,7 @@ import ast
 from pathlib import Path
 
 import needle
+from harness.statements import statements
 
 PRODUCT = Path(needle.__file__).parent
 PROOF = Path(__file__).resolve().parents[2] / "proof"
@@ -22,7 +23,7 @@ def test_no_file_and_no_function_is_longer() -> None:
         text = path.read_text()
         if text.count("\n") > FILE_LINES:
             long_files.append(str(path))
-        for node in ast.walk(ast.parse(text)):
+        for node in statements(ast.parse(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 assert node.end_lineno is not None
                 if node.end_lineno - node.lineno >= FUNCTION_LINES:

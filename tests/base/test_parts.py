@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from needle.base.explain import SegmentExplanation, ShardExplanation, Way
 from needle.base.model import HitBatch, Metric
 from needle.base.parts import LARGE_BYTES, PART_BYTES_MIN, Pieces, body_bytes, encode_parts, whole
 from needle.multiraft.codec import decode_frame, frame_body
 from needle.protocol import calls, commands
-from needle.protocol.calls import DocumentBatch, Freshness, GetCall, WriteCall
+from needle.protocol.calls import DocumentBatch, Freshness, GetCall, SearchManyAnswer, WriteCall
 from needle.protocol.commands import Insert, Session
 from needle.raft.messages import ConfState, Entry, EntryKind, Message, MessageType, SnapshotMeta
 
@@ -21,6 +22,13 @@ APPEND = Message(
 SNAPSHOT = Message(MessageType.SNAPSHOT, "b", "a", 3, snapshot=SnapshotMeta(1, 2, ConfState(("a",)), b"z" * 300))
 
 
+SEGMENT = SegmentExplanation(way=Way.GRAPH, first=0, last=9, rows=10, allowed=9, ef=64, milliseconds=0.5)
+TOLD = ShardExplanation(
+    shard=1, applied_index=7, documents=9, allowed=8, together=1, filter_milliseconds=0.5, vectors_milliseconds=1.5,
+    documents_milliseconds=2.5, segments=[SEGMENT], node="n1", notes=["a note"],
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -28,6 +36,8 @@ SNAPSHOT = Message(MessageType.SNAPSHOT, "b", "a", 3, snapshot=SnapshotMeta(1, 2
         WriteCall(1, BIG, 1.5),
         HitBatch(["a"] * 20, [0.5] * 20, [1] * 20, [b"m" * size for size in range(65_530, 65_550)], BIG, 7),
         HitBatch([], [], [], [], b"", 7, Metric.L2),
+        HitBatch(["a"] * 2000, [0.5] * 2000, [1] * 2000, [], BIG, 7, explained=[TOLD]),
+        SearchManyAnswer([HitBatch(["a"], [0.5], [1], [], b"", 7, explained=[TOLD])] * 1000),
         DocumentBatch([f"d{n}" for n in range(70_000)], [], [b"1" * (n % 300) for n in range(70_000)], b"", 1),
         GetCall(1, "c", ["a"], True, Freshness()),
         Insert("c", ["a", "b"], BIG, [b"{}", b""], None, Session(1, 2, 3)),

@@ -98,6 +98,19 @@ def test_arrays_become_metadata_that_is_the_same_float32_in_few_digits() -> None
     assert isinstance(extreme, Sparse) and np.array_equal(extreme.values, most)
 
 
+def test_a_value_may_be_all_that_float32_rounds_to_a_finite_number() -> None:
+    """Its largest number has fewest digits that are a little more; at half of the next step it becomes infinite."""
+    most, half = float(np.finfo(np.float32).max), 2**128 - 2**103
+    for value in (3.4028235e38, json.loads("3.4028235e+38"), int(most), most, half - 2**75):
+        for sign in (1, -1):
+            found = read({"indices": [1], "values": [sign * value]})
+            assert isinstance(found, Sparse) and found.values.tolist() == [sign * most], value
+            assert asked(query_of({"s": {"indices": [1], "values": [sign * value]}})).values.tolist() == [sign * most]
+    for value in (float(half), half, half - 1, 3.4028236e38):
+        for sign in (1, -1):
+            assert isinstance(read({"indices": [1], "values": [sign * value]}), Wrong), value
+
+
 @pytest.mark.parametrize(
     "given",
     [

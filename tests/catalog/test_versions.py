@@ -26,9 +26,9 @@ from needle.base.errors import (
 )
 from needle.base.filters.builder import Filter
 from needle.base.filters.operators import OPERATORS
-from needle.base.model import CollectionSpec, IndexKind, IndexParams, WriteResult
+from needle.base.model import CollectionSpec, IndexKind, IndexParams, Metric, VectorSpec, WriteResult, metrics_of
 from needle.base.rates import Rates
-from needle.base.versions import FIRST, KNOWN, SAID
+from needle.base.versions import BITS, FIRST, KNOWN, SAID
 from needle.catalog.machine import CatalogMachine
 from needle.catalog.state import execute
 from needle.distributed import RaftCluster
@@ -47,6 +47,7 @@ from needle.protocol.commands import Command, Patch
 from needle.protocol.key_commands import CreateKey
 from needle.protocol.move_commands import Mark
 from needle.protocol.peer_calls import CATALOG, CatalogCall, WhoAnswer
+from needle.protocol.vector_commands import AddVector
 from needle.protocol.versioned import Versioned, check_known
 from needle.routing import plans
 from needle.routing.jobs import RebalanceConfig
@@ -209,9 +210,11 @@ def test_no_value_of_any_command_gets_into_a_log_below_the_version_that_it_needs
     vectors, matched = b"", Filter.parse({"a": 1}).to_json()
     insert = commands.Insert("c", ["x"], vectors, [b""])
     spec = CollectionSpec(name="c", dimensions=2)
+    bits = CollectionSpec(name="c", dimensions=8, metric=Metric.HAMMING, dtype=DType.BIT)
     nodes = create(shards=1, nodes=3)
     writes = [
         *_with_newer(insert, expires=[1], bound=commands.Bound(matched), dtype=DType.FLOAT16),
+        *_with_newer(insert, dtype=DType.BIT),
         *_with_newer(insert, named=[commands.Named("c/title", [0], b"")]),
         *_with_newer(commands.UpdateVectors("c", ["x"], b""), name="c/title"),
         *_with_newer(commands.Delete("c", ["x"]), bound=commands.Bound(matched)),
@@ -221,6 +224,11 @@ def test_no_value_of_any_command_gets_into_a_log_below_the_version_that_it_needs
         *(commands.Once(commands.Asked(b"", b""), 1, one) for one in writes),  # type: ignore[arg-type]
         *_with_newer(commands.OpenSession(7), owner=8),
         commands.CreateCollection(msgspec.structs.replace(spec, dtype=DType.FLOAT16)),
+        *(commands.CreateCollection(one) for one in (spec, bits)),
+        *(catalog_commands.CreateCollection(one, False, 1) for one in (spec, bits)),
+        catalog_commands.CreateCollection(spec, False, 1, vectors=[("code", VectorSpec.of(bits))]),
+        *(AddVector("c", 1, "code", VectorSpec.of(one)) for one in (spec, bits)),
+        msgspec.structs.replace(nodes, first=bits),
         RegisterNode(node(1, knows=SAID)),
         StartRebalance(
             Wish(move=ReplicaMove(shard=plans.CATALOG, source="node-1", target="node-4")), RebalanceConfig()
@@ -247,6 +255,21 @@ def test_other_kinds_of_index_need_nodes_that_know_them() -> None:
         spec = CollectionSpec(name="c", dimensions=2, index=IndexParams(kind=kind))
         for command in (commands.CreateCollection(spec), catalog_commands.CreateCollection(spec, False, 1)):
             assert (command.needs() >= 4) == (kind is not IndexKind.HNSW)
+
+
+def test_vectors_of_bits_need_nodes_that_know_them() -> None:
+    for dtype in DType:
+        spec = CollectionSpec(name="c", dimensions=8, metric=metrics_of(dtype)[0], dtype=dtype)
+        for command in (
+            commands.CreateCollection(spec),
+            catalog_commands.CreateCollection(spec, False, 1),
+            catalog_commands.CreateCollection(
+                CollectionSpec(name="d", dimensions=2), False, 1, [], [("v", VectorSpec.of(spec))]
+            ),
+            AddVector("c", 1, "v", VectorSpec.of(spec)),
+            msgspec.structs.replace(create(shards=1, nodes=3), first=spec),
+        ):
+            assert (command.needs() >= BITS) == (dtype is DType.BIT)
 
 
 def test_a_node_writes_to_a_log_only_what_was_checked() -> None:

@@ -50,9 +50,9 @@ def test_right_answers_pass(script: Script, applied: dict[int, int] | None):
     ("hits", "k", "says"),
     [
         ([A1, A2, B1], 10, "not in order"),
-        ([A1, B1, A2], 10, "1 hits, the log has 2"),
-        ([B1, A2, B2], 10, "1 hits, the log has 2"),
-        ([A1, A2], 2, "b1 at 2.000000 is missing"),
+        ([A1, B1, A2], 10, "['b2'] are missing"),
+        ([B1, A2, B2], 10, "['a1'] are missing"),
+        ([A1, A2], 2, "['b1'] are missing"),
         ([A1, A1, B1, A2, B2], 10, "and got"),
         ([A1, B1, A2, B2], 3, "asked for 3"),
         ([A1, B1, A2, ("c1", 3, 5.0, "t9")], 10, "nobody had written"),
@@ -90,11 +90,11 @@ def test_a_partial_answer_that_tells_the_truth(script: Script):
 @pytest.mark.parametrize(
     ("hits", "applied", "missing", "gaps", "says"),
     [
-        ([A1], {0: 7}, [1], B_GAPS, "1 hits, the log has 2"),
+        ([A1], {0: 7}, [1], B_GAPS, "['a2'] are missing"),
         ([A1, A2], {0: 7}, [1], A_GAPS, "names the gaps"),
         ([B1, B2], {1: 9}, [0], A_GAPS[:1], "names the gaps"),
         ([A1, A2], {0: 7}, [1], [], "names the gaps"),
-        ([A1, A2], {0: 7}, [], [], "answered by shards ['0'] of 2"),
+        ([A1, A2], {0: 7}, [], [], "answered by shards [0] of 2"),
         ([A1, B1, A2], {0: 7}, [1], B_GAPS, "leaves out shards [1], and has ['b1']"),
         ([A1, A2], {0: 6}, [1], B_GAPS, "before 7 which it had to see"),
         ([A1, B1, A2, B2], {0: 7, 1: 9}, [], B_GAPS, "names the gaps"),
@@ -105,6 +105,75 @@ def test_a_partial_answer_that_does_not(
 ):
     part(script, *hits, applied=applied, missing=missing, gaps=gaps)
     assert says in script.broken()
+
+
+GROUPED = {"of_each": 1, "k": 10}
+VARIED = {"diversify": 1.0, "pool": 3, "k": 2}
+ORDERED = {"order_by": "n", "descending": True, "k": 3}
+
+
+@pytest.fixture
+def shaped(script: Script) -> Script:
+    """Documents a1, b1 and a3 have n 5, 4 and 4."""
+    script.put(("a3", 8, 2.5, "t5"), n=4)
+    return script
+
+
+@pytest.mark.parametrize("applied", [{0: 8, 1: 9}, None])
+def test_hits_by_groups_unlike_each_other_and_in_order(shaped: Script, applied: dict[int, int] | None):
+    a3 = ("a3", 8, 2.5, "t5")
+    shaped.search(A1, B1, A2, B2, applied=applied, groups=[5, 4, 7, 9], **GROUPED)
+    shaped.search(A1, a3, applied=applied, **VARIED)
+    shaped.search(A1, B1, a3, applied=applied, **{**ORDERED, "order_by": "odd"})
+    shaped.search(A1, B1, a3, applied=applied, **ORDERED)
+    assert shaped.check().reads == Replayed(searches=4, exact=4, shaped=4)
+
+
+@pytest.mark.parametrize("applied", [{0: 8, 1: 9}, None])
+@pytest.mark.parametrize(
+    ("hits", "asked", "says"),
+    [
+        ([A1, B1, A2], {**GROUPED, "groups": [5, 4, 7]}, "['b2'] are missing"),
+        ([A1, ("a3", 8, 2.5, "t5"), A2, B2], {**GROUPED, "groups": [5, 4, 7, 9]}, "['b1'] are missing"),
+        ([A1, B1, A2, B2], {**GROUPED, "groups": [5, 4, 8, 9]}, "['a2'] are in groups of other values"),
+        ([A1, B1, A2, B2], {**GROUPED, "groups": []}, "4 hits are in 0 groups"),
+        ([B1, A2], VARIED, "['a1'] are missing"),
+        ([B1, A1, ("a3", 8, 2.5, "t5")], ORDERED, "in the order of n"),
+        ([A1, B1, A2], ORDERED, "['a3'] are missing"),
+    ],
+)
+def test_hits_of_a_wrong_shape(
+    shaped: Script, hits: list[Hit], asked: dict[str, Any], says: str, applied: dict[int, int] | None
+):
+    shaped.search(*hits, applied=applied, **asked)
+    assert says in shaped.broken()
+
+
+def test_what_is_known_of_the_pool_are_the_documents_of_all_shards(script: Script):
+    script.search(A1, B1, applied={0: 7, 1: 9}, **{**VARIED, "pool": 4})
+    assert "b2 was worth 3.0" in script.broken()
+
+
+def test_a_hit_that_is_not_in_the_pool(script: Script):
+    script.search(A1, B2, applied={0: 7, 1: 9}, **VARIED)
+    assert "b2 at 4.000000 is none of the 3 nearest" in script.broken()
+
+
+def test_a_write_of_unknown_fate_may_have_taken_a_place_in_the_pool(script: Script):
+    script.lose(script.begin_put("b3", "t6", 0.5))
+    script.search(A1, B1, applied={0: 7, 1: 9}, **VARIED)
+    assert script.check().reads.shaped == 1
+    script.search(A1, B1, applied={0: 7, 1: 9}, **{**VARIED, "pool": 5})
+    assert "b2 was worth 3.0" in script.broken()
+
+
+def test_a_document_that_may_be_deleted_leaves_its_place_in_the_pool(script: Script):
+    script.lose(script.begin_delete("a2"))
+    script.search(A1, B2, applied={0: 8, 1: 9}, **VARIED)
+    script.check()
+    script.lose(script.begin_delete("b1"))
+    script.search(A1, B2, applied={0: 8, 1: 9}, **VARIED)
+    assert script.check().reads.shaped == 2
 
 
 def test_a_shard_is_left_out_on_request_only(script: Script):
@@ -119,7 +188,7 @@ def test_each_shard_has_its_own_index(script: Script):
 
 def test_a_shard_that_did_not_answer(script: Script):
     script.search(A1, A2, applied={0: 7})
-    assert "answered by shards ['0'] of 2" in script.broken()
+    assert "answered by shards [0] of 2" in script.broken()
 
 
 def test_an_eventual_search_may_see_an_older_state_of_each_shard_but_not_before_its_session(script: Script):
@@ -138,7 +207,7 @@ def test_through_a_node_some_state_of_each_shard_must_fit(script: Script):
     script.answer(searching, A1, ("a3", 8, 1.5, "t5"), B1, A2, B2)  # b3 came after its shard had answered
     script.check()
     script.search(A1, ("a3", 8, 1.5, "t5"), B1, A2, B2)  # but this one began afterwards
-    assert "2 hits, the log has 3" in script.broken()
+    assert "['b3'] are missing" in script.broken()
 
 
 def test_a_state_may_not_be_mixed_of_two(script: Script):
@@ -162,7 +231,7 @@ def test_an_unknown_delete_may_hide_a_document_of_its_shard_only(script: Script)
     script.search(A1, B1, A2, B2, applied={0: 7, 1: 9}, mode="eventual")
     assert script.check().reads.undetermined == 1
     script.search(A1, A2, B2)
-    assert "1 hits, the log has 2" in script.broken()
+    assert "['b1'] are missing" in script.broken()
 
 
 def test_replicas_are_compared_shard_by_shard(script: Script):

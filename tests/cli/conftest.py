@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from harness.calm import CALM
 from harness.commands import Run
 from needle.cli.app import main
 from needle.local.free_ports import free_ports
@@ -84,8 +85,7 @@ def healthy(needle: Needle) -> bool:
 
 @pytest.fixture(scope="module")
 def processes(module_path: Path) -> Iterator[ProcessCluster]:
-    calm = {"election_timeout": 0.5, "heartbeat_interval": 0.1}  # tests say who is to lead, and nobody else may
-    settings = {"dimensions": DIMENSIONS, "metric": "l2", "segments": {"seal_rows": 50}, **calm}
+    settings = {"dimensions": DIMENSIONS, "metric": "l2", "segments": {"seal_rows": 50}, **CALM}
     cluster = ProcessCluster(module_path, ports=free_ports(6), as_user=True, **settings)
     cluster.start_nodes()
     try:

@@ -12,6 +12,7 @@ import pytest_asyncio
 
 import needle
 from harness.alert_page import Alerts
+from harness.calm import CALM
 from harness.commands import Run
 from needle.base.errors import Overloaded
 from needle.client.alerts import LOG_FULL_RATIO
@@ -34,8 +35,7 @@ ENTRIES_MAX = 4 * LOG_MAX // (ROWS * ROW_BYTES)
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def cluster(module_path: Path) -> AsyncIterator[ProcessCluster]:
-    calm = {"election_timeout": 1.0, "heartbeat_interval": 0.1}
-    made = ProcessCluster(module_path, sharding={"shards": 1, "replicas": 3}, log_bytes_max=LOG_MAX, **calm)
+    made = ProcessCluster(module_path, sharding={"shards": 1, "replicas": 3}, log_bytes_max=LOG_MAX, **CALM)
     for name, node in made.nodes.items():
         fall_ill(node, module_path / "ill" / name, unsaved_by(no_room(made, name)))
     async with made:

@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from harness.alert_page import Alerts
+from harness.calm import CALM
 from harness.commands import Run
 from needle.local.process_cluster import ProcessCluster
 
@@ -27,9 +28,8 @@ HOLDERS = {"0": "node-1 node-2 node-3", "1": "node-2 node-3 node-4", "catalog": 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def cluster(module_path: Path) -> AsyncIterator[ProcessCluster]:
-    calm = {"election_timeout": 1.0, "heartbeat_interval": 0.1}
     ranges = {"shards": 2, "replicas": 3, "strategy": "range", "boundaries": ["m"]}
-    async with ProcessCluster(module_path, 4, sharding=ranges, **calm) as made:
+    async with ProcessCluster(module_path, 4, sharding=ranges, **CALM) as made:
         yield made
 
 

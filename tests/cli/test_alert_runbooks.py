@@ -12,8 +12,10 @@ import pytest
 import pytest_asyncio
 
 from harness.alert_page import Alerts
+from harness.calm import CALM
 from harness.commands import Run
 from harness.sick import NEARLY_FULL
+from needle import backup as backups
 from needle.local.process_cluster import ProcessCluster, wait_for
 from needle.protocol.catalog_commands import NoteBackup
 from proof.sick_nodes import fall_ill
@@ -30,8 +32,7 @@ FULL = NEARLY_FULL.replace("3 * (64 << 20)", "(64 << 20)")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def cluster(module_path: Path) -> AsyncIterator[ProcessCluster]:
-    calm = {"election_timeout": 1.0, "heartbeat_interval": 0.1}
-    async with ProcessCluster(module_path, sharding={"shards": 1, "replicas": 3}, **calm) as made:
+    async with ProcessCluster(module_path, sharding={"shards": 1, "replicas": 3}, **CALM) as made:
         yield made
 
 
@@ -46,6 +47,8 @@ async def test_backups_that_are_too_old(page: Alerts, cluster: ProcessCluster, t
     await page.until()
     now = int(time.time() * 1e6)
     async with cluster.connect() as client:
+        await backups.create(client, backups.open_store(str(tmp_path / "target")))  # the one of 27 hours ago
+        await client.forget_backups()
         await client.change_catalog(NoteBackup(now - 27 * HOUR, now - 2 * HOUR))
     await page.until("NeedleBackupTooOld", "NeedleArchiveBehind")
     await page.command_of("NeedleBackupTooOld", "needle backup create", str(tmp_path / "target"))

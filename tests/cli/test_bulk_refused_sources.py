@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +67,20 @@ def test_a_worker_that_is_killed_is_told_as_an_error_that_may_pass() -> None:
             list(engine.map(ended, [()]))
     finally:
         engine.close()
+
+
+def test_workers_end_with_the_command_that_is_killed() -> None:
+    """They stayed for good, and went on in the directory of the command that was run again."""
+    code = (
+        "import os, signal\nfrom needle.cli.bulk.engines import LocalEngine\nengine = LocalEngine(1)\n"
+        "print(*engine.map(os.getpid, [()]), flush=True)\nlist(engine.map(signal.pause, [()]))"
+    )
+    running = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert running.stdout is not None
+    worker = int(running.stdout.readline())
+    running.kill()
+    try:
+        running.communicate(timeout=30)  # the worker has the same pipe
+    except subprocess.TimeoutExpired:
+        os.kill(worker, signal.SIGKILL)
+        raise

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from needle.base.config import Limits
 from needle.base.errors import InvalidArgument
 from needle.base.model import CollectionSpec, Metric
 from needle.cli.app import app
@@ -47,6 +48,19 @@ def test_what_was_divided_before_there_is_a_collection_is_kept_for_it(tmp_path: 
     other = msgspec.structs.replace(made, spec=msgspec.structs.replace(made.spec, metric=Metric.COSINE))
     assert not work.begin(other), "other numbers are stored for this metric"
     assert not work.piece(0).exists()
+
+
+def test_what_was_judged_by_other_limits_is_judged_again(tmp_path: Path) -> None:
+    """Else the leader refuses it, once there is a collection, and says of no document in which file and row it is."""
+    work, made = Work(str(tmp_path / "load")), job("books@7")
+    assert not work.begin(made)
+    work.piece(0).mkdir(parents=True)
+    for limits in (Limits(metadata_bytes_max=100), Limits(id_bytes_max=20)):
+        assert not work.begin(msgspec.structs.replace(made, limits=limits))
+        assert not work.piece(0).exists()
+        work.piece(0).mkdir(parents=True)
+    assert work.begin(msgspec.structs.replace(made, limits=limits))
+    assert work.piece(0).exists()
 
 
 def test_what_a_worker_is_sent_of_a_source_does_not_grow_with_it(tmp_path: Path) -> None:

@@ -47,6 +47,34 @@ def test_npy_and_parquet_in(needle, tmp_path: Path) -> None:
     assert needle.json("get", "p2")[0]["metadata"] == {"lang": "de"}
 
 
+def test_bits_in_and_out(needle, tmp_path: Path) -> None:
+    """From arrays of bytes, of bool and of lists; what is exported goes in again as it is."""
+    needle.run("collections", "create", "bits", "--dimensions", "16", "--dtype", "bit", "--metric", "hamming")
+    bits = np.random.default_rng(1).integers(0, 2, (6, 16)).astype(bool)
+    packed = np.packbits(bits, axis=1)
+    np.save(tmp_path / "packed.npy", packed[:2])
+    np.save(tmp_path / "bool.npy", bits[2:4])
+    rows = [{"id": "c-0", "vector": packed[4].tolist()}, {"id": "c-1", "vector": packed[5].tolist()}]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for name, prefix in (("packed.npy", "a-"), ("bool.npy", "b-"), ("c.jsonl", "c-")):
+        needle.run("insert", str(tmp_path / name), "--id-prefix", prefix, "-c", "bits")
+    names = ["a-0", "a-1", "b-0", "b-1", "c-0", "c-1"]
+    told = needle.json("get", *names, "--with-vectors", "-c", "bits")
+    assert [one["vector"] for one in told] == packed.tolist()
+    np.save(tmp_path / "q.npy", packed[3])
+    hits = needle.json("search", "--vector", str(tmp_path / "q.npy"), "-k", "6", "-c", "bits")
+    far = (bits != bits[3]).sum(axis=1).tolist()
+    assert [(hit["distance"], hit["id"]) for hit in hits] == sorted(zip(far, names, strict=True))
+    needle.run("export", str(tmp_path / "out.jsonl"), "-c", "bits")
+    needle.run("collections", "create", "again", "--like", "bits")
+    needle.run("insert", str(tmp_path / "out.jsonl"), "-c", "again")
+    told = needle.json("get", *names, "--with-vectors", "-c", "again")
+    assert [one["vector"] for one in told] == packed.tolist()
+    (tmp_path / "wrong.jsonl").write_text(json.dumps({"id": "x", "vector": [1, 2, 3]}))
+    needle.run("insert", str(tmp_path / "wrong.jsonl"), "-c", "bits", expect=1)
+    assert "wrong.jsonl:1: the vector has 3 numbers" in needle.notes
+
+
 def test_search_in_every_mode(needle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"id": f"s{n}", "vector": [0, 0, 100 + n, 0], "kind": "odd" if n % 2 else "even"} for n in range(10)]
     (tmp_path / "s.jsonl").write_text("\n".join(map(json.dumps, rows)))

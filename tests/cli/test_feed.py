@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from cli.test_changes import fill
 from needle import connect_sync
 from needle.base.model import VectorSpec
+from needle.cli import feed_command
+from needle.client import Change
 from needle.local.process_cluster import ProcessCluster
 
 
@@ -69,3 +75,31 @@ def test_named_vectors_are_told_and_watched(needle, processes: ProcessCluster) -
         "watch", "--like", "b", "--vector-name", "other", "--max-distance", "1", "--collection", "named", expect=1
     )
     assert "'other'" in needle.notes
+
+
+@pytest.mark.parametrize(("limit", "told"), [(0, "reset abc ready"), (3, "reset abc"), (2, "reset ab")])
+async def test_without_a_limit_a_feed_goes_on_behind_its_reset(
+    limit: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It ended there, for nothing had been told so far, and nothing was the limit."""
+
+    class Feed:
+        """Of three documents."""
+
+        token = "t"
+
+        async def __aenter__(self) -> Feed:
+            return self
+
+        async def __aexit__(self, *_: object) -> None: ...
+
+        async def __aiter__(self) -> AsyncIterator[Change]:
+            yield Change(kind="reset")
+            for id in "abc":
+                yield Change(kind="insert", id=id, version=1)
+            yield Change(kind="ready")
+
+    feed: Any = Feed()
+    await feed_command._tell(feed, "changes", limit, json=False)
+    seen = [line.split()[1] if line.startswith("insert") else line for line in capsys.readouterr().out.splitlines()]
+    assert "".join(one if len(one) == 1 else f" {one} " for one in seen).strip() == told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 
 from needle.base.errors import CollectionNotFound, ConfigError, InvalidArgument
-from needle.base.model import Document, Hit, Metric
+from needle.base.model import METRICS_OF_NUMBERS, Document, Hit, Metric
+from needle.cli.import_command import _plan
 from needle.cli.imports.comparing import Digest, Nearest, agreeing, distances, kinds_of
 from needle.cli.imports.copying import Target, compare, copy
 from needle.cli.imports.opening import open_source
@@ -75,7 +77,8 @@ class Kept:
 def quiet(count: int) -> None: ...
 
 
-async def test_a_copy_that_broke_off_goes_on_and_is_equal() -> None:
+async def broken_off() -> tuple[Kept, Listed, Target, int]:
+    """A copy that ended after some documents: the client, what is copied, where to, and how many it has."""
     client, source = Kept(), Listed(RECORDS)
     to = Target(client, "c", Metric.L2, 1.0)  # type: ignore[arg-type]
     client.left = 20
@@ -83,10 +86,22 @@ async def test_a_copy_that_broke_off_goes_on_and_is_equal() -> None:
         await copy(source, to, check=False, done=quiet)
     held, client.left = len(client.documents), 10**9
     assert 0 < held < len(RECORDS)
-    assert await copy(source, to, check=True, done=quiet) == (len(RECORDS) - held, held)
+    return client, source, to, held
+
+
+async def test_a_copy_that_broke_off_goes_on_and_is_equal() -> None:
+    _, source, to, held = await broken_off()
+    assert await copy(source, to, check=True, done=quiet) == (len(RECORDS) - held, held, 0)
     report = await compare(source, to, add=False, done=quiet)
     assert report.differences == [] and report.source_digest == report.target_digest
     assert (report.source, report.target, report.sample, report.neighbours) == (40, 40, 16, 1.0)
+
+
+async def test_a_copy_tells_how_many_others_it_replaced() -> None:
+    client, source, to, held = await broken_off()
+    for id in ("d0", "d1"):
+        client.documents[id] = Document(id=id, vector=VECTORS[0], metadata={"mine": 1}, version=2)
+    assert await copy(source, to, check=True, done=quiet) == (len(RECORDS) - held + 2, held - 2, 2)
 
 
 async def differences(change: Any, source: Listed | None = None, add: bool = False) -> list[str]:
@@ -159,7 +174,7 @@ def test_digests_know_no_order_and_every_part() -> None:
 
 
 def test_neighbours_that_go_by_and_ties() -> None:
-    for metric in Metric:
+    for metric in METRICS_OF_NUMBERS:
         nearest = Nearest([VECTORS[0]], metric)
         for start in range(0, 40, 9):
             nearest.add(RECORDS[start : start + 9])
@@ -244,3 +259,33 @@ def test_names_and_keys_are_never_guessed() -> None:
         one_of("s", "--vector", "c", ["a"])
     with pytest.raises(InvalidArgument, match="has a key 'document' already"):
         joined("s", {"document": 1}, document="x")
+
+
+@pytest.mark.parametrize("bad", [Record("a", VECTORS[0], {"m": float("nan")}), Record("", VECTORS[0], None)])
+def test_a_document_that_no_collection_takes_is_named_before_one_is_made(bad: Record) -> None:
+    source = Listed([RECORDS[0], bad._replace(where="file.jsonl:2")])
+    with pytest.raises(InvalidArgument, match=r"^file\.jsonl:2: (metadata\.m|id) = "):
+        _plan(source, "articles", None, Metric.L2)
+
+
+def test_a_collection_with_other_documents_is_refused_before_the_first_write(needle: Any, tmp_path: Path) -> None:
+    """All was written first, and then it said that there were others: the two were mixed by then."""
+    rows = [{"id": f"d{n}", "vector": [n, 1, 0, 0], "n": n} for n in range(30)]
+    file = tmp_path / "documents.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows[:20])))
+    words = ["import", str(file), "--collection", "mixed", "--batch", "7"]
+    assert needle.json(*words)["written"] == 20
+    file.write_text("\n".join(map(json.dumps, rows)))
+    assert needle.json(*words)["there"] == 20, "a copy that broke off goes on"
+    assert needle.json(*words)["written"] == 0
+    fewer = [{**row, "n": -1} for row in rows[1:]]  # their number tells
+    for source in (fewer, [{**row, "id": f"e{n}"} for n, row in enumerate(rows)]):
+        file.write_text("\n".join(map(json.dumps, source)))
+        for more in ([], ["--dry-run"]):
+            needle.run(*words, *more, expect=1)
+            said = " ".join(needle.notes.split())
+            assert "nothing was written" in said and "--add" in said
+        assert needle.json("count", "--collection", "mixed") == {"count": 30}
+        assert needle.json("get", "d3", "--collection", "mixed")[0]["metadata"] == {"n": 3}
+    assert "30 documents under ids that the source does not have, such as 'd" in said
+    assert needle.json(*words, "--add")["verified"]["other"] == 30

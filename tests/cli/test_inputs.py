@@ -69,8 +69,9 @@ def test_jsonl_texts_are_embedded_in_order_and_other_keys_become_metadata(tmp_pa
     ("line", "problem"),
     [
         ("{", "not JSON"),
-        ("[]", 'string "id"'),
-        ('{"id": 7, "vector": [1]}', 'string "id"'),
+        ("[]", r'^\S+: \[\] is not allowed: .* string "id"'),
+        ('{"vector": [1]}', 'there is no "id"'),
+        ('{"id": 7, "vector": [1]}', '"id" = 7 is not allowed: .* string "id"'),
         ('{"id": "a"}', '"vector"'),
         ('{"id": "a", "vector": "no"}', "array of shape"),
         ('{"id": "a", "vector": ["1"]}', "real numbers"),
@@ -236,6 +237,17 @@ def test_an_export_by_http_is_read_if_it_is_complete(tmp_path: Path) -> None:
             with pytest.raises(InvalidArgument, match="broke off") as refused:
                 read(path)
             assert str(path) in refused.value.message and ("no leader" in refused.value.message) == ("no" in last)
+    for said in ("1", "3", "-1", "null", '"2"', "true", "2.0"):
+        path.write_text(EXPORTED + f'{{"end": "complete", "documents": {said}}}\n')
+        for read in (read_all, count_records):
+            with pytest.raises(InvalidArgument, match=r"last line says that the export has .* and 2 lines are"):
+                read(path)
+    path.write_text(2 * (EXPORTED + '{"end": "complete", "documents": 2}\n'))  # two in one: half of it was left out
+    with pytest.raises(InvalidArgument, match="Of several exports in one file"):
+        read_all(path)
+    path.write_text(EXPORTED + '{"end": 5, "problem": "no leader"}\n')
+    with pytest.raises(InvalidArgument, match="broke off: it does not say why"):
+        read_all(path)
     path.write_text('{"id": "a", "vector": [1, 2], "version": 7}\n')  # of one's own
     assert [one.metadata for one in read_all(path)] == [{"version": 7}]
 

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 import needle
+from harness.calm import CALM
 from harness.commands import Run
 from harness.page_chapter import Chapter
 from multiraft.wal_util import open_wal
@@ -77,7 +78,7 @@ class Book(Chapter):
 
 async def test_a_replica_does_not_go_on(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    calm = {"election_timeout": 1.0, "heartbeat_interval": 0.1, "replace_after": 0.0}
+    calm = {**CALM, "replace_after": 0.0}
     async with ProcessCluster(tmp_path, 3, sharding={"shards": 1, "replicas": 3}, **calm) as cluster:
         monkeypatch.setenv("NEEDLE_CLUSTER", cluster.cluster)
         page = Book("A replica does not go on", cluster, tmp_path, run)

@@ -40,3 +40,23 @@ async def test_documents_are_found_in_each_way_and_in_several_at_once() -> None:
                 await tools.search(**asked, **where)  # type: ignore[arg-type]
         with pytest.raises(InvalidArgument, match="whole numbers"):
             await tools.search(sparse={"s": {"indices": [0.5], "values": [1.0]}}, **where)
+
+
+async def test_no_answer_has_megabytes_of_metadata() -> None:
+    """A hundred documents had six."""
+    async with needle.open(":memory:") as client:
+        await client.create_collection("papers", dimensions=2)
+        for number in range(6):
+            await client.insert(f"p{number}", [1, number], {"n": number, "body": "x" * 60_000}, collection="papers")
+        tools, where = Tools(client), {"collection": "papers"}
+        names = [f"p{number}" for number in range(6)]
+        for asked in (
+            tools.get(names, **where),  # type: ignore[arg-type]
+            tools.search(vector=[1.0, 0.0], k=6, **where),  # type: ignore[arg-type]
+            tools.list_documents(**where),  # type: ignore[arg-type]
+        ):
+            with pytest.raises(InvalidArgument, match="name the `fields`") as caught:
+                await asked
+            assert caught.value.details["field"] == "fields"
+        assert len(await tools.get(names[:4], **where)) == 4  # type: ignore[arg-type]
+        assert len(await tools.search(vector=[1.0, 0.0], k=6, fields=["n"], **where)) == 6  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ import pytest_asyncio
 
 import needle
 from harness.alert_page import Alerts
+from harness.calm import CALM
 from harness.commands import Run
 from harness.page_commands import between_blocks, chapter
 from harness.sick import FORMER_VERSION
@@ -46,8 +47,7 @@ class Page(Alerts):
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def cluster(module_path: Path) -> AsyncIterator[ProcessCluster]:
     """Of nodes of the release before."""
-    calm = {"election_timeout": 1.0, "heartbeat_interval": 0.1}
-    made = ProcessCluster(module_path, sharding={"shards": 2, "replicas": 3}, **calm)
+    made = ProcessCluster(module_path, sharding={"shards": 2, "replicas": 3}, **CALM)
     for node in made.nodes.values():
         fall_ill(node, module_path / "former", FORMER_VERSION)
     async with made:

@@ -18,6 +18,7 @@ ALERTS_ELSEWHERE = {
     ("NeedleArchiveBehind", "needle backup archive"): "tests/cli/test_tutorial.py, which runs the tutorial",
     ("NeedleBackupTooOld", "needle backup forget"): "as in NeedleArchiveBehind",
     ("NeedleUnderReplicated", "needle cluster replication-factor"): "test_replication.py",
+    ("NeedleUnderReplicated", "needle maintenance exit"): "test_operations_page.py",
     ("NeedleUnderReplicated", "needle rebalance --resume"): "test_operations_page.py",
     ("NeedleReplicasNotInPlace", "needle rebalance --resume"): "test_operations_page.py",
     ("NeedleClusterNotScraped", "needle recover"): "tests/cluster/test_recover.py",

@@ -82,7 +82,12 @@ async def test_what_is_planned_is_what_a_cluster_takes(tmp_path: Path, run: Run)
     [
         (("--vectors", "50M", "-d", "768"), "rebuild"),
         (("--vectors", "1_000", "-d", "8", "--qps", "10"), "cores"),
+        (("--vectors", "1,000,000", "-d", "8"), "1,000,000 vectors"),
         (("--vectors", "1.5B", "-d", "96", "--memory-per-node", "32 GB"), "more, so that one fits into 29.8 GiB"),
+        (
+            ("--vectors", "1.5B", "-d", "96", "--memory-per-node", "32 GB", "--shards", "30"),
+            "one of so many does not fit",
+        ),
     ],
 )
 def test_it_is_told_in_words(run: Run, argv: tuple[str, ...], told: str) -> None:
@@ -90,9 +95,21 @@ def test_it_is_told_in_words(run: Run, argv: tuple[str, ...], told: str) -> None
     assert told in text and "memory a node" in text
 
 
+def test_shards_that_were_given_are_not_said_to_follow_from_the_memory(run: Run) -> None:
+    text = run("plan", "--vectors", "1M", "-d", "96", "--memory-per-node", "32 GB", "--shards", "8")
+    assert "the guide has 1 for 1,000,000 vectors" in text and "so that one fits" not in text
+
+
 @pytest.mark.parametrize(
     "argv",
-    [("--vectors", "many"), ("--vectors", "-5"), ("--vectors", "1e9"), ("--vectors", "5", "--memory-per-node", "5 q")],
+    [
+        ("--vectors", "many"),
+        ("--vectors", "-5"),
+        ("--vectors", "1e9"),
+        ("--vectors", "5", "--memory-per-node", "5 q"),
+        ("--vectors", "1,5M"),
+        ("--vectors", "5", "--memory-per-node", "10,5GiB"),
+    ],
 )
 def test_what_is_no_number_is_refused(run: Run, argv: tuple[str, ...]) -> None:
     assert "is not allowed" in run("plan", "-d", "8", *argv, expect=None)

@@ -24,6 +24,7 @@ OFFLINE = {
     "recovering.py": "a directory whose node is stopped",
     "repair_commands.py": "a directory whose node is stopped",
     "serve_command.py": "is the node",
+    "starting.py": "is the node",
     "watch_files.py": "writes rules and a dashboard",
 }
 """Who may import the server, and why."""

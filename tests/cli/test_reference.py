@@ -47,6 +47,15 @@ def test_help_shows_the_example(name: str, capsys: pytest.CaptureFixture[str]) -
     assert "Example: needle" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", [name for name, _ in ALL])
+def test_arguments_are_called_by_one_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It was "`None`" in the document, and [[NODE]...]... in a command's help."""
+    main([*name.split()[1:], "--help"])
+    usage = capsys.readouterr().out.split("Usage:")[1].split("\n\n")[0]
+    assert "[[" not in usage and "..." + "]" not in usage and "...}" not in usage
+    assert "`None`" not in render()
+
+
 def test_documents_name_only_commands_that_exist() -> None:
     names = {name for name, _ in ALL}
     for path in [ROOT / "README.md", *DOCS.rglob("*.md")]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from harness.calm import CALM
 from harness.commands import Run, until
 from needle.local.process_cluster import ProcessCluster
 
@@ -18,7 +19,7 @@ def test_a_lost_node_is_replaced_through_the_commands(tmp_path: Path, run: Run) 
     def nodes() -> dict[str, Any]:
         return {node["id"]: node for node in json.loads(run("node", "list", "--json", *at))}
 
-    settings: dict[str, Any] = {"election_timeout": 0.6, "heartbeat_interval": 0.1, "sharding": {}}
+    settings: dict[str, Any] = {**CALM, "sharding": {}}
     cluster = ProcessCluster(tmp_path, nodes=4, as_user=True, **settings)
     at = ("--cluster", cluster.cluster)
     try:

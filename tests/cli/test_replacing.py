@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 import needle
+from harness.calm import CALM
 from harness.commands import Run, until
 from needle.local.process_cluster import ProcessCluster
 
@@ -16,7 +17,7 @@ DOCUMENTS = 400
 
 
 def test_a_dead_node_and_a_live_one_are_replaced(tmp_path: Path, run: Run) -> None:
-    settings = {"election_timeout": 0.6, "heartbeat_interval": 0.1, "sharding": {}}
+    settings = {**CALM, "sharding": {}}
     cluster = ProcessCluster(tmp_path, nodes=3, as_user=True, **settings)
     at = ("--cluster", cluster.cluster)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 import needle
+from harness.calm import CALM
 from harness.commands import Run, until
 from needle.local.process_cluster import ProcessCluster
 
@@ -16,7 +17,7 @@ DOCUMENTS = 300
 
 
 def test_the_replication_factor_is_raised_lowered_and_kept_by_rebalances(tmp_path: Path, run: Run) -> None:
-    settings = {"election_timeout": 0.6, "heartbeat_interval": 0.1, "sharding": {}}
+    settings = {**CALM, "sharding": {}}
     cluster = ProcessCluster(tmp_path, nodes=5, as_user=True, **settings)
     try:
         cluster.start_nodes()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import needle
+from harness.calm import CALM
 from harness.commands import Run, until
 from harness.page_commands import PageCommands, blocks, chapter
 from needle.cli.app import main
@@ -98,9 +99,7 @@ def after(book: Runbooks, block: str) -> None:
 async def test_the_runbooks_do_what_they_say(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     safe = {"cluster_secret": "s" * 64, "require_keys": True}
     shards = {"shards": 2, "replicas": 3}
-    cluster = ProcessCluster(
-        tmp_path, 3, as_user=True, election_timeout=0.6, heartbeat_interval=0.1, sharding=shards, **safe
-    )
+    cluster = ProcessCluster(tmp_path, 3, as_user=True, **CALM, sharding=shards, **safe)
     book = Runbooks(cluster, tmp_path, run)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")

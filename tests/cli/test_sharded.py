@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from harness.calm import CALM
 from harness.commands import Run, until
 from needle.cli.app import main
 from needle.local.process_cluster import ProcessCluster
 
 
 def test_a_sharded_cluster_through_the_commands(tmp_path: Path, run: Run) -> None:
-    settings = {"election_timeout": 0.5, "heartbeat_interval": 0.1, "sharding": {"zone": "a"}}
+    settings = {**CALM, "sharding": {"zone": "a"}}
     cluster = ProcessCluster(tmp_path, as_user=True, **settings)
     try:
         cluster.start_nodes()

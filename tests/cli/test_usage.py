@@ -1,19 +1,26 @@
 """Wrong usage is exit code 2 with a hint, a wrong value exit code 1 with one line; never a traceback."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 import needle
 from needle import connecting
 from needle.base.errors import NotLeader
-from needle.cli import common
+from needle.cli import common, serving
 from needle.cli.app import main
+from needle.cli.doctor_command import _line
+from needle.cli.expected import rates_in_words
 from needle.client.embedding import WORDLLAMA
+from needle.client.fitness import Finding
+from needle.routing.copy_rates import CopyRates
+from needle.routing.planned_moves import MoveRange, MoveReplicas
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -144,6 +151,46 @@ def test_what_documents_say_is_no_command_for_the_terminal() -> None:
     assert "\x9b" not in common.brief({"a": hostile}, 80)
 
 
+def test_ctrl_c_while_modules_are_still_loaded_is_no_traceback() -> None:
+    """Whatever comes before the command itself ended with one, and not with exit code 130."""
+    code = """
+import os, signal, sys
+class Interrupting:
+    def find_spec(self, name, path, target=None):
+        if name == "needle.cli.app":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+from needle.cli import main
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr.strip()) == (130, "interrupted")
+
+
+def test_the_doctor_says_what_is_allowed_only_where_there_is_a_bound() -> None:
+    """Of other alerts it said "allowed: it does not hold"."""
+    told = {"severity": "warning", "name": "NeedleUnderReplicated", "subject": "under-replicated", "measured": "2 of 3"}
+    without = Finding(**told, allowed="", action="start it", runbook="docs/alerts.md")
+    assert str(_line(without)) == (
+        "WARNING NeedleUnderReplicated: under-replicated: 2 of 3 - start it (docs/alerts.md)"
+    )
+    assert "2 of 3; allowed: 3 - start it" in str(_line(msgspec.structs.replace(without, allowed="3")))
+
+
+def test_how_long_a_plan_takes_is_said_with_the_rates_that_it_assumes() -> None:
+    replica = MoveReplicas(group=2, before=("a",), after=("a", "b"), documents=9, bytes=9)
+    moved = MoveRange(source=0, target=1, ranges=((b"", None),), documents=9, bytes=9)
+    said = rates_in_words([replica], CopyRates())
+    assert said.startswith(", if it copies 28.6 MiB/s of a replica: that was measured elsewhere")
+    said = rates_in_words([replica, moved], CopyRates(replica_bytes=2048.0))
+    assert said.startswith(
+        ", by what the latest moves copied between pauses: 2.0 KiB/s of a replica, if it copies 4000 "
+    )
+    assert rates_in_words([], CopyRates()) == ""
+    shown = rates_in_words([moved], CopyRates(range_documents=7.0))
+    assert shown.endswith("between pauses: 7 documents/s of key ranges")
+
+
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"needle {needle.__version__}\n"
@@ -154,3 +201,49 @@ def test_a_command_that_runs_no_node_loads_none() -> None:
     code = f"import sys, needle.cli.app; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [["--help"], ["--bogus"], ["--config"], ["--config", ""], ["--config", "--bogus"], ["--config", "/nonexistent"]],
+    ids=str,
+)
+def test_serve_by_itself_is_the_command_among_all(
+    given: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["needle", "serve", *given])
+    code, alone = serving.main(), capsys.readouterr()
+    assert (main(["serve", *given]), capsys.readouterr()) == (code, alone)
+    assert alone.out or alone.err
+
+
+def test_a_node_loads_no_other_commands() -> None:
+    code = "import atexit, sys; sys.argv = ['needle', 'serve', '--help']; from needle.cli import main; "
+    code += "atexit.register(lambda: print('needle.cli.app' in sys.modules)); main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert "--election-timeout" in done.stdout and done.stdout.endswith("False\n")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.json", "JSON"), ("a.toml", "TOML")])
+def test_a_file_of_settings_that_is_nested_too_deep_is_refused(
+    name: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It ended with a traceback."""
+    (tmp_path / name).write_text(("" if kind == "JSON" else "a = ") + "[" * 100_000)
+    assert main(["serve", "--config", str(tmp_path / name)]) == 1
+    (line,) = lines(capsys)
+    assert f"is not {kind}: " in line
+
+
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_a_node_that_is_started_by_a_file_loads_nothing_to_show_things_with(tmp_path: Path, by_variable: bool) -> None:
+    """Every node held typer and pydantic, some 10 MB, for options that it did not have."""
+    path = tmp_path / "a.toml"
+    path.write_text(f'node_id = "a"\ndata_dir = "{tmp_path}/data"\ncluster_nodes = ["a=127.0.0.1:5999"]\n')
+    code = "import atexit, sys; from needle.cli import main; from needle.server.process import main as node; "
+    code += "atexit.register(lambda: print({'typer', 'pydantic', 'click'} & sys.modules.keys())); "
+    code += "node.serve = lambda *_, **__: sys.exit(3); main()"
+    program = [sys.executable, "-c", code, "serve", *([] if by_variable else ["--config", str(path)])]
+    environment = os.environ | ({"NEEDLE_CONFIG": str(path)} if by_variable else {})
+    done = subprocess.run(program, check=False, capture_output=True, text=True, timeout=60, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "set()\n", "")

@@ -233,6 +233,9 @@ class FakeGroup:
     def replicas(self) -> list[str]:
         return [f"{self.shard}/{name}" for name in "abc"]
 
+    def holders(self) -> list[str]:
+        return self.replicas()
+
     def suspect(self, address: str) -> None:
         return None
 
@@ -248,7 +251,9 @@ def _search(request: SearchRequest, held: dict[str, tuple[int, bytes, bytes]], i
     if request.group_by:
         return _by_groups(request, rows, index)
     rows = rows[: request.k]
-    return HitBatch([r[1] for r in rows], [r[0] for r in rows], [r[2] for r in rows], [r[3] for r in rows], b"", index)
+    vectors = b"".join(held[r[1]][1] for r in rows) if request.with_vectors else b""
+    columns = [r[1] for r in rows], [r[0] for r in rows], [r[2] for r in rows], [r[3] for r in rows]
+    return HitBatch(*columns, vectors, index)
 
 
 def _by_groups(request: SearchRequest, rows: list[tuple[float, str, int, bytes]], index: int) -> HitBatch:
@@ -295,3 +300,11 @@ def virtually(work: Coroutine[Any, Any, Any]) -> Any:
         if left:
             loop.run_until_complete(asyncio.wait(left))
         loop.close()
+
+
+class VirtualTime(asyncio.DefaultEventLoopPolicy):
+    """For modules whose tests run on virtual time, by a fixture `event_loop_policy`: what takes a tenth of a second
+    there takes no time, and no machine is too busy for it."""
+
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        return SimLoop(random.Random(1))

@@ -13,6 +13,7 @@ from needle.base.errors import DeadlineExceeded, InvalidArgument
 from needle.base.model import RaftStatus, WriteResult
 from needle.catalog.state import execute
 from needle.client.assigning import assign
+from needle.client.restarting import _Rolling
 from needle.protocol.catalog_commands import AssignReplicas, CatalogCommand
 
 STATUS: dict[str, Any] = {
@@ -87,3 +88,14 @@ def test_who_waits_hears_of_another_decision() -> None:
             await waiting
 
     virtually(work())
+
+
+@pytest.mark.parametrize("nodes", [5, None, "node-1", {"node-1": 1}, ["\ud800"], [5], [""], float("nan")])
+async def test_what_are_no_ids_of_nodes_is_refused_by_name(nodes: Any) -> None:
+    """What is no list at all, and what cannot be sent, was an error of Python's."""
+    world: Any = World()
+    with pytest.raises(InvalidArgument, match=r"nodes.* is not allowed: "):
+        await assign(world, 1, nodes, 5.0)
+    with pytest.raises(InvalidArgument, match=r"nodes.* is not allowed: "):
+        await _Rolling(world, world).plan(5 if nodes is None else nodes, 5.0)  # type: ignore[arg-type]
+    assert world.commands == 0

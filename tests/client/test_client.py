@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from catalog.catalog_util import topology
+from client.fake_shards import VirtualTime
 from harness.connected import Connected
 from harness.scripted_network import ADDRESSES, VECTOR, Network, client_of, numbers
 from needle.base.errors import ClientClosed, ConnectionLost, InvalidArgument, Unavailable, WrongCluster
@@ -23,6 +24,13 @@ from needle.protocol import calls
 from needle.protocol.calls import LeaderAnswer
 from needle.protocol.peer_calls import SHARD_LEADER, TOPOLOGY, TopologyAnswer, TopologyCall
 from needle.routing.topology import Topology
+
+pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy:DeprecationWarning")
+
+
+@pytest.fixture
+def event_loop_policy() -> VirtualTime:
+    return VirtualTime()
 
 
 async def test_a_cluster_of_one_shard_needs_no_number_of_it() -> None:

@@ -8,8 +8,9 @@ import pytest
 from catalog.catalog_util import topology
 from needle.base.ids import CATALOG_GROUP
 from needle.catalog.state import execute
-from needle.client.cluster_conditions import few_hold_the_catalog, of_nodes, of_shards, uneven, who_replaces
+from needle.client.cluster_conditions import few_hold_the_catalog, of_nodes, of_shards, uneven
 from needle.client.health import ClusterHealth, ShardHealth
+from needle.client.missing_replicas import who_replaces
 from needle.protocol.catalog_commands import MaintainNode, StartRebalance, WeighNode
 from needle.protocol.peer_calls import ClockLevels, DiskRoom, FlushLevels, Levels, WhoAnswer
 from needle.routing.jobs import Job, JobState, RebalanceConfig, Running
@@ -35,8 +36,33 @@ def test_a_disk_is_nearly_full_before_it_refuses_data(free: int, low: bool, said
 
 def test_who_lacks_replicas_is_told_when_the_cluster_makes_up_for_none() -> None:
     now = topology()
-    assert "the cluster does" in who_replaces(now, ["node-2", "node-3"])
-    assert "replaces none by itself" in who_replaces(now, ["node-2", "node-3", "node-4"])
+    nodes, wanted = set(now.addresses()), ("node-1", "node-2", "node-3")
+    assert "the cluster does" in who_replaces(now, nodes - {"node-2", "node-3"}, wanted, {"node-2", "node-3"})
+    half = nodes - {"node-2", "node-3", "node-4"}
+    assert "replaces none by itself" in who_replaces(now, half, wanted, {"node-2", "node-3"})
+
+
+def test_a_node_in_maintenance_is_not_said_to_be_replaced() -> None:
+    """It said that the cluster replaces it after replace_after, and to replace it by hand."""
+    now = execute(topology(), 5, MaintainNode("node-2", True))[0]
+    told, wanted = now.addresses().keys() - {"node-2"}, ("node-1", "node-2", "node-3")
+    said = who_replaces(now, told, wanted, {"node-2"})
+    assert "start node-2 again" in said and "needle maintenance exit" in said
+    assert "the cluster does" not in said and "node replace" not in said
+    both = who_replaces(now, told - {"node-3"}, wanted, {"node-2", "node-3"})
+    assert "the cluster does; start node-2 again" in both
+
+
+def test_where_every_node_holds_a_shard_the_cluster_is_not_said_to_replace_one() -> None:
+    now = topology(shards=1, nodes=3)
+    said = who_replaces(now, {"node-1", "node-3"}, now.shards[0].wanted, {"node-2"})
+    assert "start another one that joins" in said and "the cluster does" not in said
+    spare = topology(shards=1, nodes=4)
+    (other,) = spare.addresses().keys() - set(spare.shards[0].wanted)
+    gone, held = spare.shards[0].wanted[0], spare.shards[0].wanted
+    assert "the cluster does" in who_replaces(spare, spare.addresses().keys() - {gone}, held, {gone})
+    weighed = execute(spare, 5, WeighNode(other, 0.0))[0]
+    assert "joins" in who_replaces(weighed, spare.addresses().keys() - {gone}, held, {gone})
 
 
 def test_a_catalog_on_fewer_nodes_than_could_hold_it_is_told_with_what_to_type() -> None:
@@ -143,7 +169,7 @@ def test_a_clock_of_another_rate_is_told(clock: ClockLevels | None, said: list[s
     assert of(levels=Levels(0, 1000, clock=clock)) == said
 
 
-@pytest.mark.parametrize(("state", "said"), [(JobState.PAUSED, "--resume"), (JobState.RUNNING, "bring it back")])
+@pytest.mark.parametrize(("state", "said"), [(JobState.PAUSED, "--resume"), (JobState.RUNNING, "bring its nodes back")])
 def test_a_replica_that_waits_for_a_paused_rebalance_is_told_with_what_to_type(state: JobState, said: str) -> None:
     """It said to bring back nodes that were all well."""
     move = MoveReplicas(group=1, before=("node-1",), after=("node-1", "node-2"), documents=9, bytes=9)
@@ -155,5 +181,5 @@ def test_a_replica_that_waits_for_a_paused_rebalance_is_told_with_what_to_type(s
         state="degraded", leader="node-1", term=1, healthy_followers=0, total_followers=1, documents=9, share=1.0,
         problems=[], missing_replicas=1,
     )  # fmt: skip
-    (told,) = of_shards(now, ClusterHealth(healthy=False, shards={0: lacks}, warnings=[]), [], "bring it back")[-1:]
+    (told,) = of_shards(now, ClusterHealth(healthy=False, shards={0: lacks}, warnings=[]), [], {"node-1"})[-1:]
     assert told.alert == "NeedleUnderReplicated" and said in told.action

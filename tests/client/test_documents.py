@@ -6,6 +6,7 @@ import inspect
 
 import pytest
 
+from client.fake_shards import VirtualTime
 from harness.scripted_network import ADDRESSES, VECTOR, Network, client_of
 from needle.base.errors import (
     DeadlineExceeded,
@@ -22,6 +23,13 @@ from needle.client.documents import DocumentMethods
 from needle.distributed import ClusterConfig, DistributedCluster, RaftCluster, RaftConfig, ShardRouter
 
 NAMES = [name for name in vars(DocumentMethods) if not name.startswith("_")]
+
+pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy:DeprecationWarning")
+
+
+@pytest.fixture
+def event_loop_policy() -> VirtualTime:
+    return VirtualTime()
 
 
 @pytest.mark.parametrize("kind", [Client, RaftCluster, DistributedCluster, ShardRouter])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-from harness.marked_documents import CALM
+import pytest
+
+from harness.calm import CALM
 from needle.local.process_cluster import ProcessCluster
 
 # As on Windows, as far as that can be had on Linux: what is not there is taken away before ours is loaded.
@@ -60,8 +63,24 @@ async def test_a_client_works_without_the_server_and_without_unix(tmp_path: Path
     assert done.returncode == 0, done.stderr
 
 
-def test_the_command_says_what_it_needs() -> None:
-    program = "import sys; sys.modules['typer'] = None; from needle.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        ("typer", []),
+        ("typer", ["serve", "--help"]),
+        ("uvloop", ["serve"]),
+        ("uvloop", ["serve", "--config", "a.toml"]),
+    ],
+)
+def test_the_command_says_what_it_needs(missing: str, words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('node_id = "a"\ndata_dir = "data"\ncluster_nodes = ["a=127.0.0.1:5999"]\n')
+    program = f"import sys; sys.modules[{missing!r}] = None; from needle.cli import main; main()"
+    settings = {"NEEDLE_CONFIG": "a.toml"} if words == ["serve"] else {}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))} | settings,
+    )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr == "the needle command needs the server (typer is missing): pip install 'needle-vdb[server]'\n"
+    assert (
+        done.stderr == f"the needle command needs the server ({missing} is missing): pip install 'needle-vdb[server]'\n"
+    )

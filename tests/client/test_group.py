@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from client.fake_shards import VirtualTime, virtually
 from harness.scripted_network import ADDRESSES, VECTOR, Network, client_of, group_of, numbers
 from needle.base.errors import (
     AlreadyExists,
@@ -15,8 +16,10 @@ from needle.base.errors import (
     NoQuorum,
     NotLeader,
     OutcomeUnknown,
+    OutOfMemory,
     Overloaded,
     SessionExpired,
+    TooManyRequests,
     Unauthenticated,
     Unavailable,
     WrongCluster,
@@ -28,6 +31,13 @@ from needle.client.finding import find_cluster
 from needle.local.process_cluster import wait_for
 from needle.protocol import calls
 from needle.protocol.peer_calls import SHARD_LEADER
+
+pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy:DeprecationWarning")
+
+
+@pytest.fixture
+def event_loop_policy() -> VirtualTime:
+    return VirtualTime()
 
 
 @pytest.fixture
@@ -293,6 +303,78 @@ async def test_an_attempt_that_the_deadline_cuts_off_does_not_hide_that_a_node_w
         busy_until = loop.time() + busy
         with pytest.raises(error):
             await group.ask_leader(calls.STATUS, lambda _: b"", 2)
+
+
+async def test_a_write_refused_until_the_end_is_not_sent_once_more_when_no_answer_can_come_in_time(
+    network: Network, client: Client
+) -> None:
+    await client.insert("a", VECTOR)
+    inner = network.call
+
+    async def call(address: str, method: str, body: bytes, timeout: float) -> bytes:
+        if method != calls.WRITE:
+            return await inner(address, method, body, timeout)
+        if timeout > 0.05:
+            raise OutOfMemory("data is refused")
+        await asyncio.sleep(timeout)
+        raise DeadlineExceeded("no answer in time")
+
+    network.call = call  # type: ignore[method-assign]
+    for _ in range(5):  # attempts are at random times
+        with pytest.raises(OutOfMemory):
+            await client.insert("b", VECTOR, timeout=1.0)
+
+
+async def test_nor_is_it_when_finding_who_leads_took_the_time_that_an_answer_needs(
+    network: Network, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await client.insert("a", VECTOR)
+    inner, directory, sent = network.call, group_of(client)._directory, list[float]()
+
+    async def call(address: str, method: str, body: bytes, timeout: float) -> bytes:
+        if method != calls.WRITE:
+            return await inner(address, method, body, timeout)
+        sent.append(timeout)
+        if len(sent) == 1:
+            raise OutOfMemory("data is refused")
+        await asyncio.sleep(timeout)
+        raise DeadlineExceeded("no answer in time")
+
+    async def find_leader(timeout: float) -> str:
+        await asyncio.sleep(timeout - 0.02)
+        return next(iter(ADDRESSES.values()))
+
+    network.call = call  # type: ignore[method-assign]
+    monkeypatch.setattr(directory, "find_leader", find_leader)
+    with pytest.raises(OutOfMemory):
+        await client.insert("b", VECTOR, timeout=1.0)
+    assert len(sent) == 1
+
+
+def test_who_has_to_wait_until_it_is_too_late_to_ask_again_is_told_at_once() -> None:
+    """It waited for as long as the node said, and was refused then without being asked again."""
+
+    async def work() -> None:
+        network = Network()
+        inner, sent = network.call, list[float]()
+
+        async def call(address: str, method: str, body: bytes, timeout: float) -> bytes:
+            if method != calls.WRITE:
+                return await inner(address, method, body, timeout)
+            sent.append(timeout)
+            raise TooManyRequests("requests are used up", wait=1.95, limit="requests")
+
+        network.call = call  # type: ignore[method-assign]
+        client, loop = client_of(network), asyncio.get_running_loop()
+        began = loop.time()
+        with pytest.raises(TooManyRequests):
+            await client.insert("a", VECTOR, timeout=2.0)
+        assert loop.time() - began < 0.5 and len(sent) == 1
+        with pytest.raises(TooManyRequests):
+            await client.insert("a", VECTOR, timeout=3.0)
+        assert len(sent) == 3, "there was time for once more"
+
+    virtually(work())
 
 
 async def test_who_does_not_lead_has_no_answer_whatever_is_final(network: Network, client: Client) -> None:

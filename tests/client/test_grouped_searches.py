@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -12,12 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.fake_shards import FakeShards, ask, vector, virtually
-from needle.base.errors import ClusterTooOld, Unavailable
+from needle.base.errors import ClusterTooOld, InvalidArgument, Unavailable
 from needle.base.model import HitBatch, ReadMode, SearchRequest
-from needle.client.router import searching
+from needle.client.narrowed import Narrow, search_request
+from needle.client.router import routes, searching
 from needle.client.router.fan_out import Answers
 from needle.client.router.merge import merged_facets, merged_hits
 from needle.client.router.router import Router
+from needle.client.router.scanning import facet_in_shards
 from needle.protocol import calls
 from needle.protocol.calls import told_counts
 
@@ -104,6 +108,51 @@ def test_documents_that_change_for_ever_end_in_an_error_that_may_be_repeated(mon
     virtually(work())
 
 
+def test_many_groups_are_put_together_in_a_time_that_grows_with_their_number() -> None:
+    """Of 2,000 in three shards: six seconds if each of them is compared with all of each shard."""
+
+    def told(shard: int) -> HitBatch:
+        at = [3 * n + shard for n in range(2000)]
+        return HitBatch([f"doc-{n}" for n in at], [float(n) for n in at], [1] * len(at), [], b"", 5, groups=[*at])
+
+    answers = Answers({shard: calls.encode(told(shard)) for shard in range(3)}, {}, [], 1)
+    began = time.thread_time()
+    found = searching.merged_groups(answers, by_groups(2000, 1))
+    assert time.thread_time() - began < 2
+    assert found.merged.groups == list(range(2000)) and found.lacking == []
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+@pytest.mark.parametrize(
+    ("narrow", "beside"),
+    [
+        (Narrow(), False),
+        (Narrow(group_by="of"), True),
+        (Narrow(diversify=0.5, pool=600), True),
+    ],
+    ids=["plain", "groups", "variety"],
+)
+def test_what_takes_long_by_the_byte_is_put_together_beside_the_loop(shards: int, narrow: Narrow, beside: bool) -> None:
+    """All of these answers are small; of groups and of variety much is made."""
+    ran = list[object]()
+
+    async def threads(work: Any, *arguments: Any) -> Any:
+        ran.append(work)
+        return work(*arguments)
+
+    async def work() -> None:
+        there = FakeShards(shards)
+        router = Router(there, blocking=threads)
+        for n in range(600):
+            await router.insert("default", f"doc-{n:03}", vector(n + 1), b'{"of":%d}' % n, None, 5)
+        request = search_request([0, 0], 500, None, "default", False, False, False, 0, narrow=narrow)
+        found = await router.search(request, STRONG, 5)
+        assert len(found.batch.ids) == 500 and found.size < routes.BESIDE_BYTES
+        assert bool(ran) == beside
+
+    virtually(work())
+
+
 def test_a_node_that_knows_no_groups_is_named_not_believed() -> None:
     old = HitBatch(["a"], [0.0], [1], [b"{}"], b"", 1)
     with pytest.raises(ClusterTooOld, match="shard 3"):
@@ -132,6 +181,25 @@ def test_counts_of_all_shards_are_summed_and_the_most_frequent_told_first(shards
     assert merged.counts == [whole[mark] for mark in order]
 
 
+@pytest.mark.parametrize(("values", "beside"), [(100, False), (2000, True)])
+async def test_counts_of_many_values_are_summed_beside_the_loop(values: int, beside: bool) -> None:
+    told = calls.encode(told_counts([*range(values)], [1] * values, 0, values, 0, 7))
+    ran = list[object]()
+
+    async def read(*_: object, **__: object) -> Answers:
+        return Answers({0: told, 1: told}, {}, [], 1)
+
+    async def threads(work: Any, *arguments: Any) -> Any:
+        ran.append(work)
+        return work(*arguments)
+
+    used = routes.Routes(FakeShards(), batch_bytes_max=1, blocking=threads)
+    used.fan_out = SimpleNamespace(read=read)  # type: ignore[assignment]
+    found = await facet_in_shards("default@7", "of", b"", 5, 1.0, used, used.fresh(STRONG, 0.0, False))
+    assert (found.distinct, len(found.values)) == (values, 5) and len(told) < routes.BESIDE_BYTES / 8
+    assert bool(ran) == beside
+
+
 def test_a_partial_answer_has_the_groups_of_the_shards_that_are_there() -> None:
     async def work() -> None:
         shards = FakeShards()
@@ -142,5 +210,17 @@ def test_a_partial_answer_has_the_groups_of_the_shards_that_are_there() -> None:
         there = [row for row in rows if row[1] not in shards.data[1]]
         assert list(found.missing) == [1]
         assert list(zip(found.batch.groups, found.batch.ids, strict=True)) == expected(there, 5, 2, 0)
+
+    virtually(work())
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "says"), [(0, 8, "'0 vectors'"), (-2, 8, "'-2 vectors'"), (3, 8, "'8 bytes'")]
+)
+def test_vectors_that_are_none_are_refused_as_by_a_shard(count: int, size: int, says: str) -> None:
+    async def work() -> None:
+        request = msgspec.structs.replace(by_groups(2, 1), vector=bytes(size))
+        with pytest.raises(InvalidArgument, match=f"queries = {says}"):
+            await Router(FakeShards()).search_many(request, count, STRONG, 5)
 
     virtually(work())

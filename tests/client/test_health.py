@@ -11,7 +11,7 @@ from client.test_conditions import view
 from needle.catalog.state import execute
 from needle.client.cluster_conditions import of_shards as shard_conditions
 from needle.client.cluster_conditions import views
-from needle.client.health import ReplicaStatus, judge
+from needle.client.health import LAG_ENTRIES_MAX, ReplicaStatus, judge
 from needle.protocol.catalog_commands import (
     AddShard,
     AssignReplicas,
@@ -103,3 +103,35 @@ def test_the_replicas_are_gone_through_as_often_for_many_shards_as_for_few() -> 
         return replicas.rounds
 
     assert rounds(64) == rounds(8)
+
+
+def test_a_catalog_on_one_node_of_several_is_told() -> None:
+    """It was, where more nodes could hold it; of nodes that were emptied but one, nobody was told."""
+    several = topology(nodes=3, factor=1)
+    one = msgspec.structs.replace(several, catalog=("node-2",), catalog_leaving=(), catalog_assigned=1)
+    told = "not redundant: only node-2 holds the catalog; a lost disk loses the cluster's shape"
+    assert told in judge(one, []).warnings
+    assert told not in judge(several, []).warnings
+    alone = judge(topology(nodes=1, factor=1), []).warnings
+    assert not any("catalog" in warning for warning in alone), "its shards are told, and it is all there is"
+
+
+def test_who_lags_behind_a_leader_that_leaves_is_no_replica_that_was_never_wanted() -> None:
+    """Health knew that it is missing, and the condition said that `needle rebalance` would give the shard more."""
+    now = topology()
+    wanted, leaving = now.shards[0].wanted, next(one for one in now.addresses() if one not in now.shards[0].wanted)
+    info = msgspec.structs.replace(now.shards[0], replicas=(*wanted, leaving), leaving=(leaving,))
+    now = msgspec.structs.replace(now, shards=(info, *now.shards[1:]))
+    replicas = []
+    for node in (*wanted, leaving):
+        status = view(node, "Leader" if node == leaving else "Follower").status
+        assert status is not None
+        applied = 0 if node == wanted[2] else 10 * LAG_ENTRIES_MAX
+        status = msgspec.structs.replace(
+            status, voters=[*wanted, leaving], leader=leaving, commit_index=10 * LAG_ENTRIES_MAX, last_applied=applied
+        )
+        replicas.append(ReplicaStatus(shard=0, node=node, address="", status=status))
+    health = judge(now, replicas)
+    assert health.shards[0].missing_replicas == 1
+    told = [one.action for one in shard_conditions(now, health, replicas, now.addresses()) if "shard 0" in one.subject]
+    assert told and all("bring its nodes back" in one and "if so few are meant" not in one for one in told)

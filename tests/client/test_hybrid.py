@@ -65,7 +65,13 @@ def test_the_document_that_hits_are_to_be_like_has_no_rank() -> None:
         (RRF(weights=(0, 0)), "fusion.weights"),
         (RRF(weights=(1, -1)), "fusion.weights"),
         (RRF(weights=(1, float("inf"))), "fusion.weights"),
+        (RRF(weights=(1, 10**400)), "fusion.weights"),
         (RRF(weights="ab"), "fusion.weights"),
+        (RRF(weights=(1, float("nan"))), "fusion.weights"),
+        (RRF(weights=(1, 10**400)), "fusion.weights"),
+        (RRF(k=10**400), "fusion.k"),
+        (RRF(weights=(1e308, 1e308)), "fusion.weights"),
+        (RRF(weights=(1e-320, 0)), "fusion.weights"),
     ],
 )
 def test_what_cannot_be_fused_by_is_refused(wrong: Any, field: str) -> None:

@@ -15,10 +15,11 @@ from catalog.catalog_util import topology
 from needle.base.errors import InvalidArgument, Unavailable
 from needle.base.versions import EMPTIES
 from needle.catalog.planning.rebalance import NOTHING
-from needle.client.rebalancing import RebalanceMethods
+from needle.client.rebalancing import RebalanceMethods, check_asked
 from needle.protocol import calls
 from needle.protocol.catalog_commands import CatalogCommand, DrainNode, StartRebalance
-from needle.routing.jobs import RebalanceConfig
+from needle.routing.jobs import Ended, Job, JobState, RebalanceConfig
+from needle.routing.planned_moves import MoveReplicas
 from needle.routing.plans import CATALOG, Plan, ReplicaMove, Wish
 from needle.routing.topology import Topology
 from needle.server.rebalance_api import RebalanceCoordinator
@@ -129,6 +130,48 @@ def test_a_pause_is_seconds_or_a_timedelta() -> None:
 def test_what_is_of_another_type_is_refused_when_it_is_made(make: Callable[[], object], said: str) -> None:
     with pytest.raises(InvalidArgument, match=said):
         make()
+
+
+def test_what_nobody_can_rebuild_is_refused_at_once_though_something_else_could_move() -> None:
+    move = MoveReplicas(group=2, before=("a",), after=("b",), documents=1, bytes=1, why="")
+    why = "shard 1 cannot be rebuilt, because its only replica is on node-1: start node-1 again"
+    fake = Fake(msgspec.structs.replace(NOTHING, moves=(move,), beyond_help=(why,)))
+    with pytest.raises(InvalidArgument, match=r"lost = 'node-1' is not allowed: .*; shard 1 cannot be rebuilt") as told:
+        asyncio.run(fake.start_rebalance(wish=Wish(lost=("node-1",))))
+    assert told.value.details["field"] == "lost" and not fake.told
+
+
+@pytest.mark.parametrize("ask", ["pause", "resume", "cancel"])
+def test_to_pause_or_cancel_what_is_over_or_was_never_there_is_refused_in_plain_words(ask: str) -> None:
+    def told(now: Topology, id_: int | None) -> str:
+        with pytest.raises(InvalidArgument) as refused:
+            check_asked(now, ask, id_)  # type: ignore[arg-type]
+        assert refused.value.details["field"] == "rebalance"
+        return refused.value.message
+
+    never = topology()
+    assert told(never, None) == f"this cluster was never rebalanced, so there is nothing to {ask}"
+    assert told(never, 9) == "rebalance 9 is not known: there is none"
+    job = Job(id=7, wish=Wish(), config=RebalanceConfig(), state=JobState.DONE)
+    ended = (Ended(5, JobState.FAILED, "no room", 0, 0, 0, 0), Ended(6, JobState.CANCELLED, "", 0, 0, 0, 0))
+    done = msgspec.structs.replace(never, rebalance=job, ended=ended)
+    assert told(done, None) == told(done, 7) == f"rebalance 7 is done, so there is nothing to {ask}"
+    assert told(done, 9).startswith("rebalance 9 is not known: the last one is 7")
+    runs = msgspec.structs.replace(done, rebalance=msgspec.structs.replace(job, state=JobState.RUNNING))
+    assert check_asked(runs, ask, None) == check_asked(runs, ask, 7) == 7  # type: ignore[arg-type]
+    assert told(runs, 5) == f"rebalance 5 has failed, so there is nothing to {ask}; rebalance 7 is running"
+    assert told(runs, 6) == f"rebalance 6 was cancelled, so there is nothing to {ask}; rebalance 7 is running"
+    cancelling = msgspec.structs.replace(done, rebalance=msgspec.structs.replace(job, state=JobState.CANCELLING))
+    if ask == "cancel":
+        assert check_asked(cancelling, "cancel", 7) == 7
+    else:  # "it cannot become pending"
+        refused = f"rebalance 7 is being cancelled, so it cannot be {ask}d"
+        assert told(cancelling, None) == told(cancelling, 7) == refused
+    cancelled = msgspec.structs.replace(done, rebalance=msgspec.structs.replace(job, state=JobState.CANCELLED))
+    if ask == "cancel":  # a command that is sent again after a lost answer
+        assert check_asked(cancelled, "cancel", None) == 7
+    else:
+        assert told(cancelled, None) == f"rebalance 7 was cancelled, so there is nothing to {ask}"
 
 
 def test_a_coordinator_says_what_it_takes() -> None:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from catalog.catalog_util import node, topology
-from needle.base.errors import ClusterTooOld, InvalidArgument, NeedleError, Unavailable
+from needle.base.errors import ClusterTooOld, InvalidArgument, NeedleError, RebalanceEnded, Unavailable
 from needle.base.ids import CATALOG_GROUP, shard_group
 from needle.base.model import WriteResult
 from needle.catalog.planning.planner import plan
@@ -116,7 +116,7 @@ async def test_from_one_entry_on_the_old_node_gets_nothing_new_and_at_the_end_it
     (only,) = catalog.done
     assert isinstance(only, StartRebalance) and only.needs() == EMPTIES
     assert state(catalog.now, old) is NodeState.DRAINING
-    with pytest.raises(InvalidArgument, match="is pending"):  # another rebalance would move replicas back
+    with pytest.raises(InvalidArgument, match="is about to begin"):  # another rebalance would move replicas back
         await client.start_rebalance()
     assert await client.start_replacement(old, new) == id_ and await client.plan_replacement(old, new) == []
     with pytest.raises(InvalidArgument, match="still holds"):
@@ -166,8 +166,9 @@ async def test_who_waits_is_told_when_somebody_cancels_it() -> None:
     client = catalog.client()
     id_ = await client.start_replacement("node-1", "node-4")
     catalog.tell(AskRebalance(id_, "cancel"))
-    with pytest.raises(Unavailable, match=r"is cancelled.*drain --undo node-1"):
+    with pytest.raises(RebalanceEnded, match=r"is cancelled.*drain --undo node-1") as raised:
         await _waits(client, id_)
+    assert not raised.value.retryable and raised.value.details == {"id": id_, "state": "cancelled"}
     assert state(catalog.now, "node-1") is NodeState.DRAINING
     await client.undrain_node("node-1")
     assert state(catalog.now, "node-1") is NodeState.ACTIVE
@@ -216,7 +217,7 @@ async def test_of_two_who_want_different_nodes_in_the_place_of_one_the_second_is
     catalog = Catalog(at_version(topology(shards=1, factor=3, nodes=5)))
     client = catalog.client()
     await client.start_replacement("node-1", "node-4")
-    with pytest.raises(InvalidArgument, match="is pending"):
+    with pytest.raises(InvalidArgument, match="is about to begin"):
         await client.start_replacement("node-1", "node-5")
     held = catalog.now.holders(CATALOG_GROUP)
     assert held is not None
@@ -237,10 +238,10 @@ async def test_a_weight_or_zone_that_begins_a_rebalance_is_changed_with_it_or_no
     catalog.tell(StartRebalance(Wish(), RebalanceConfig()))
     before = catalog.now
     for ask in (client.rebalance_by_weight("node-1", 3), client.rebalance_by_zone("node-1", "rack-9")):
-        with pytest.raises(InvalidArgument, match="is pending"):
+        with pytest.raises(InvalidArgument, match="is about to begin"):
             await ask
     stale = StartRebalance(Wish(), RebalanceConfig(), first=WeighNode("node-1", 3.0))  # it has not seen the other one
-    with pytest.raises(InvalidArgument, match="is pending"):
+    with pytest.raises(InvalidArgument, match="is about to begin"):
         catalog.tell(stale)
     assert catalog.now is before and not catalog.done
     assert before.rebalance is not None
@@ -249,6 +250,7 @@ async def test_a_weight_or_zone_that_begins_a_rebalance_is_changed_with_it_or_no
     known = catalog.now.node("node-1")
     assert known is not None and (known.weight, known.weighed) == (3.0, True) and len(catalog.done) == 1
     assert catalog.now.rebalance is not None and not catalog.now.rebalance.over
+    assert catalog.now.rebalance.wish == Wish(weights={"node-1": 3.0})  # what it is about
     catalog.tell(AskRebalance(catalog.now.rebalance.id, "cancel"))
     with pytest.raises(InvalidArgument, match="printable"):
         await client.rebalance_by_zone("node-1", "a\nb")
@@ -256,9 +258,36 @@ async def test_a_weight_or_zone_that_begins_a_rebalance_is_changed_with_it_or_no
     known = catalog.now.node("node-1")
     assert known is not None and (known.zone, known.zoned) == ("rack-9", True) and len(catalog.done) == 2
     catalog.tell(AskRebalance(catalog.now.rebalance.id, "cancel"))
-    for wrong in (1001, True):
+    for wrong in (1001, True, -1, float("nan"), 10**400):
         with pytest.raises(InvalidArgument, match="weight"):
             await client.rebalance_by_weight("node-1", wrong)
+
+
+async def test_of_its_own_weight_or_zone_a_rebalance_is_about_what_the_node_says_that_is() -> None:
+    """Else it fails where another node of weight 0 cannot be emptied. Who is silent says nothing."""
+    catalog = Catalog(at_version(topology(shards=2, factor=3, nodes=4)))
+    client, said = catalog.client(), [SimpleNamespace(weight=2.0, zone="rack-2")]
+
+    async def node_at(address: str) -> str:
+        return "node-1"
+
+    async def describe(address: str, timeout: float) -> SimpleNamespace:
+        if not said:
+            raise Unavailable("node-1 does not answer")
+        return said[0]
+
+    client._shards.node_at, client._shards.describe = node_at, describe
+    client._shards.topology = lambda: catalog.now
+    for ask, wish in (
+        (client.rebalance_by_weight, Wish(weights={"node-1": 2.0})),
+        (client.rebalance_by_zone, Wish(zones={"node-1": "rack-2"})),
+    ):
+        await ask("node-1", None)
+        assert catalog.now.rebalance is not None and catalog.now.rebalance.wish == wish
+        catalog.tell(AskRebalance(catalog.now.rebalance.id, "cancel"))
+    said.clear()
+    await client.rebalance_by_zone("node-1", None)
+    assert catalog.now.rebalance is not None and catalog.now.rebalance.wish == Wish()
 
 
 def test_a_wish_to_replace_stands_alone() -> None:

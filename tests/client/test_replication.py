@@ -57,7 +57,7 @@ async def test_replicas_are_added_and_taken_away_and_health_judges_by_the_new_nu
         expected = await client.plan_replication_factor(number)
         id_ = await client.set_replication_factor(number)
         assert catalog.now.replication_factor == number and catalog.now.rebalance is not None
-        assert (catalog.now.rebalance.id, catalog.now.rebalance.wish) == (id_, Wish())
+        assert (catalog.now.rebalance.id, catalog.now.rebalance.wish) == (id_, Wish(replicas=number))
         assert len(catalog.done) == 1 and isinstance(catalog.done.pop(), StartRebalance)  # both by one entry
         assert planned(catalog.now) == [m for m in expected.moves if isinstance(m, MoveReplicas) and m.group]
         assert bool(judge(catalog.now, []).shards[0].missing_replicas - len(catalog.now.shards[0].wanted)) is told
@@ -89,19 +89,19 @@ async def test_what_cannot_be_is_refused_and_changes_nothing() -> None:
     catalog = made(nodes=4)
     client, before = catalog.client(), catalog.now
     for wrong, told in ((5, "at most 4, one on each node that takes replicas: node-1"), (8, "1 to 7"), (0, "1")):
-        with pytest.raises(InvalidArgument, match=told):
+        with pytest.raises(InvalidArgument, match=f"replicas = .*{told}"):
             await client.set_replication_factor(wrong)
     for wrong in (5, 0, 8):
-        with pytest.raises(InvalidArgument, match="replication_factor"):  # whoever sends it
+        with pytest.raises(InvalidArgument, match="replication_factor = "):  # whoever sends it
             catalog.tell(SetReplication(wrong))
-        with pytest.raises(InvalidArgument, match="replication_factor"):
+        with pytest.raises(InvalidArgument, match="replication_factor = "):
             catalog.tell(StartRebalance(Wish(), RebalanceConfig(), first=SetReplication(wrong)))
     catalog.silent = {"node-4"}  # it counts, and gets nothing now
     with pytest.raises(Unavailable, match="the replication factor stays 3: shard 0 gets 3 of 4 replicas"):
         await client.set_replication_factor(4)
     assert catalog.now is before
     catalog.tell(StartRebalance(Wish(), RebalanceConfig()))
-    with pytest.raises(InvalidArgument, match="is pending"):
+    with pytest.raises(InvalidArgument, match="is about to begin"):
         await client.set_replication_factor(2)
     assert catalog.now.replication_factor == 3 and not catalog.done
 

@@ -10,13 +10,13 @@ import msgspec
 import pytest
 
 from catalog.catalog_util import topology
-from needle.base.errors import InvalidArgument, NeedleError, NoQuorum, Unauthenticated
+from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, NoQuorum, Unauthenticated
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId
 from needle.base.model import PeerStatus, RaftStatus, WriteResult
 from needle.catalog.state import execute
 from needle.client import restarting
 from needle.client.group import GroupClient
-from needle.client.restarting import Restart, _Rolling, able, in_order, why_not
+from needle.client.restarting import Restart, _Rolling, _told_to_restart, able, in_order, why_not
 from needle.protocol import calls
 from needle.protocol.calls import MaintenanceCall
 from needle.protocol.catalog_commands import CatalogCommand, MaintainNode
@@ -250,3 +250,16 @@ async def test_who_was_first_does_not_wait_forever_for_maintenance_that_nobody_g
     with pytest.raises(InvalidArgument, match="node-1 is not restarted, and back: node-3 is in maintenance"):
         await AtOnce(*shared.parts).run(lambda *_: None, ["node-1"], lambda _: None, 60)
     assert shared.resting() == ["node-3"]
+
+
+async def test_what_never_ends_is_given_up_in_time_and_its_own_timeout_is_its_own() -> None:
+    async def hangs(node: NodeId, address: str) -> None:
+        await asyncio.Event().wait()
+
+    async def fails(node: NodeId, address: str) -> None:
+        raise TimeoutError("of the function itself")
+
+    with pytest.raises(DeadlineExceeded, match="what restarts node-1 has not ended in time; node-1 is in maintenance"):
+        await asyncio.wait_for(_told_to_restart(hangs, "node-1", "host:1", 0.01), 60)
+    with pytest.raises(TimeoutError, match="of the function itself"):
+        await _told_to_restart(fails, "node-1", "host:1", 60)

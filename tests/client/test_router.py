@@ -21,7 +21,7 @@ from needle.base.errors import (
 )
 from needle.base.filters.builder import Filter
 from needle.base.model import HitBatch, ReadMode, SearchRequest, WriteResult
-from needle.client.router.latency import DELAY_UNKNOWN, Latencies
+from needle.client.router.latency import DELAY_MIN, DELAY_UNKNOWN, Latencies
 from needle.client.router.merge import merge_hits
 from needle.client.router.pruning import pinned_keys
 from needle.client.router.router import Router
@@ -285,15 +285,18 @@ def test_merging_is_sorting_everything(parts: list[list[tuple[int, str]]]) -> No
     assert list(zip(merged.distances, merged.ids, strict=True)) == everything[:6]
 
 
-def test_the_p95_follows_recent_answers() -> None:
+def test_what_is_late_follows_recent_answers() -> None:
     seen = Latencies()
-    assert seen.p95 == DELAY_UNKNOWN
+    assert seen.late == DELAY_UNKNOWN
     for n in range(100):
         seen.add(0.01 if n % 10 else 0.5)
-    assert seen.p95 == 0.5
+    assert seen.late == 0.5
+    for n in range(128):
+        seen.add(0.01 if n % 10 else 0.02)
+    assert seen.late == pytest.approx(0.03)  # where all take about as long, none is late for being the last of them
     for _ in range(128):
-        seen.add(0.01)
-    assert seen.p95 == 0.01
+        seen.add(1e-5)
+    assert seen.late == DELAY_MIN
 
 
 def test_an_eventual_read_that_a_broken_disk_refuses_is_answered_by_another_replica() -> None:

@@ -91,6 +91,14 @@ async def test_a_collection_names_its_model(client: needle.Client) -> None:
         await client.create_collection("wrong", dimensions=3, model="x" * 129)
 
 
+async def test_an_embedder_of_the_models_name_and_another_size_is_told_by_the_text(client: needle.Client) -> None:
+    """It was `dimensions`, which a search does not take, and the wrong one of both was called not allowed."""
+    client.embedder.dimensions = 4  # type: ignore[union-attr]
+    with pytest.raises(InvalidArgument, match="'a' has vectors of 3 numbers, and 'letters' makes 4 here") as refused:
+        await client.search(text="a", collection="a")
+    assert refused.value.details["field"] == "text"
+
+
 async def test_what_no_model_fits_is_refused_in_words(client: needle.Client) -> None:
     await client.create_collection("none", dimensions=3)
     await client.create_collection("other", model="wordllama")

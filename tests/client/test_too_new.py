@@ -10,8 +10,9 @@ import pytest
 
 from catalog.catalog_util import topology
 from harness.connected import Connected
+from needle.base.dtypes import DType
 from needle.base.errors import ClusterTooOld
-from needle.base.model import CollectionSpec, VectorSpec, WriteResult
+from needle.base.model import CollectionSpec, Metric, WriteResult
 from needle.base.versions import KNOWN
 from needle.client.known_topology import AskedTopology
 from needle.client.shards import ClusterShards
@@ -21,7 +22,9 @@ from needle.protocol.catalog_commands import CreateCollection
 from needle.protocol.peer_calls import CATALOG, SHARD_LEADER, TOPOLOGY, TopologyAnswer
 from needle.routing.topology import Topology
 
-NEWEST = CreateCollection(CollectionSpec(name="a", dimensions=4), False, 1, [], [("title", VectorSpec(dimensions=2))])
+NEWEST = CreateCollection(
+    CollectionSpec(name="a", dimensions=8, dtype=DType.BIT, metric=Metric.HAMMING), False, 1, [], []
+)
 PLAIN = CreateCollection(CollectionSpec(name="a", dimensions=4), False, 1)
 
 

@@ -317,6 +317,16 @@ def test_no_masked_number_becomes_part_of_a_vector(rows: Any) -> None:
     refusal(lambda: values.as_array(rows, "vectors", 2), "vectors")
 
 
+@pytest.mark.parametrize("number", [10**400, -(10**400), 10**39])
+def test_a_whole_number_that_no_float_holds_is_refused_by_its_place(number: int) -> None:
+    """One that no float of any size holds was an OverflowError."""
+    for value, count, where in (([1, number], 1, "vector[1]"), ([[1, 2], [number, 3]], 2, "vector[1, 0]")):
+        with pytest.raises(InvalidArgument, match="finite float32 numbers") as refused:
+            values.as_array(value, "vector", count)
+        assert where in refused.value.message
+    assert values.as_array([1, 10**30], "vector", 1).tolist() == [1.0, float(np.float32(1e30))]
+
+
 CALLS: dict[str, Callable[[Client, Any], Awaitable[Any]]] = {
     "collection": lambda c, v: c.insert("a", VECTOR, collection=v),
     "collection of a batch": lambda c, v: c.insert_batch([("a", VECTOR)], collection=v),

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, cast
 
 import pytest
 
+from client.fake_shards import VirtualTime, virtually
 from harness.scripted_network import ADDRESSES, VECTOR, Network, client_of, group_of, numbers
 from needle.base.errors import (
     AlreadyExists,
@@ -30,11 +34,18 @@ from needle.base.errors import (
 )
 from needle.client import Client
 from needle.client import attempts as attempts_of_calls
-from needle.client.attempts import Unanswered, call_watched
+from needle.client.attempts import Unanswered, WatchedTogether
 from needle.local.process_cluster import wait_for
 from needle.protocol import calls
 from needle.protocol.calls import SearchCall, WriteCall
 from needle.protocol.peer_calls import SHARD_LEADER
+
+pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy:DeprecationWarning")
+
+
+@pytest.fixture
+def event_loop_policy() -> VirtualTime:
+    return VirtualTime()
 
 
 class SlowNetwork(Network):
@@ -165,8 +176,8 @@ async def test_a_search_that_takes_too_long_is_not_called_a_missing_leader(
     network: SlowNetwork, client: Client
 ) -> None:
     network.held = {"n1"}
-    with pytest.raises(DeadlineExceeded, match=r"h:1, which leads .* did not answer within 0\.[23]\d* s"):
-        await client.search(VECTOR, 1, timeout=0.3)
+    with pytest.raises(DeadlineExceeded, match=r"h:1, which leads .* did not answer within [12](\.\d+)? s"):
+        await client.search(VECTOR, 1, timeout=2.0)
     assert network.searched() == ["n1"]
 
 
@@ -311,7 +322,117 @@ async def test_shards_that_wait_for_one_node_are_given_up_together_when_others_l
     for elected in ((True, True), (False, True)):
         watches = [Unanswered(cast("Any", Directory(one))) for one in elected]
         async with asyncio.timeout(30):
-            assert await call_watched(watches, "h:1", "search_shards", b"", 20) is None
+            assert await (together := WatchedTogether()).call(watches, "h:1", "search_shards", b"", 20) is None
         task = asyncio.current_task()
         assert task is not None and not task.cancelling()
-        assert not any(watch._asked for watch in watches)
+        assert not any(watch._old for watch in watches) and not together._young
+
+
+class Counted(dict[Any, Any]):
+    """Counts what is looked at in it, or copied of it."""
+
+    looked = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for one in super().__iter__():
+            Counted.looked += 1
+            yield one
+
+    def keys(self) -> Any:
+        Counted.looked += len(self)
+        return super().keys()
+
+    def items(self) -> Any:
+        for one in super().items():
+            Counted.looked += 1
+            yield one
+
+
+class Hung:
+    """What is known of a group whose leader hangs, until another is elected."""
+
+    term, leader = 1, "h:1"
+
+    def __init__(self) -> None:
+        self.caller, self.elected = self, False
+
+    async def call(self, *_: object) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    def addresses(self) -> list[str]:
+        return []
+
+    async def await_leader(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        if self.elected:
+            self.term, self.leader = 2, "h:2"
+
+
+def steps_of(requests: int, seconds: float) -> int:
+    """Lines, and looks at what waits, that so many requests to a node that hangs take in all, of which it is left after
+    so many seconds."""
+    lines = 0
+
+    def count(frame: Any, event: str, _: object) -> Any:
+        nonlocal lines
+        lines += event == "line"
+        return count if frame.f_code.co_filename == attempts_of_calls.__file__ else None
+
+    async def work() -> None:
+        groups = [Hung() for _ in range(4)]
+        watches, together = [Unanswered(cast("Any", one)) for one in groups], WatchedTogether()
+        together._young = Counted()
+        for watch in watches:
+            watch._asked, watch._old = Counted(), Counted()
+        several = [together.call(watches, "h:1", "search_shards", b"", 60) for _ in range(requests)]
+        single = [watches[0].call("h:1", "search", b"", 60) for _ in range(requests)]
+        tasks = [asyncio.create_task(one) for one in (*several, *single)]
+        await asyncio.sleep(seconds)
+        assert not any(one.done() for one in tasks)
+        for one in groups:
+            one.elected = True
+        assert await asyncio.gather(*tasks) == [None] * len(tasks)
+        waiting = [one for watch in watches for one in (watch._asked, watch._old)] + [together._young]
+        assert {type(one) for one in waiting} == {Counted} and not any(waiting)
+
+    Counted.looked = 0
+    sys.settrace(count)
+    try:
+        virtually(work())
+    finally:
+        sys.settrace(None)
+    return lines + Counted.looked
+
+
+def test_a_request_to_a_node_that_hangs_costs_so_much_however_many_wait_and_however_long() -> None:
+    """Each that turned old copied all that waited, once."""
+
+    def of_each(requests: int, seconds: float) -> float:
+        return (steps_of(requests, seconds) - steps_of(1, seconds)) / (requests - 1)
+
+    few, many, longer = of_each(40, 1.0), of_each(400, 1.0), of_each(400, 4.0)
+    assert many < 1.1 * few and longer < 1.1 * many, (few, many, longer)
+
+
+def test_what_turns_old_at_once_is_handed_to_its_groups_in_several_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts_of_calls, "HANDED_MAX", 10)
+    handed = list[int]()
+
+    async def work() -> None:
+        loop, patience = asyncio.get_running_loop(), attempts_of_calls.PATIENCE_SECONDS
+        watches, together = [Unanswered(cast("Any", Hung())) for _ in range(4)], WatchedTogether()
+        calls = [together.call(watches, "h:1", "search_shards", b"", 60) for _ in range(9)]
+        tasks = [asyncio.create_task(one) for one in calls]
+        await asyncio.sleep(0.9 * patience)
+        while len(watches[0]._old) < len(tasks):
+            assert loop.time() < 3 * patience
+            handed.append(len(watches[0]._old))
+            await asyncio.sleep(0 if handed[-1] else patience / 100)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        assert not any(watch._old for watch in watches)
+
+    virtually(work())
+    assert handed and all(after - before in (0, 3) for before, after in pairwise(handed))

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from harness.calm import CALM
 from needle.client.client import Client
 from needle.client.health import ClusterHealth
 from needle.local.process_cluster import ProcessCluster, wait_for
-
-CALM = {"election_timeout": 0.6, "heartbeat_interval": 0.1}
-"""Many nodes share few cores here."""
+from needle.protocol.catalog_commands import StartMove
 
 
 class ShardedProcesses(ProcessCluster):
@@ -28,3 +27,17 @@ async def healthy(client: Client, deadline: float = 60.0) -> ClusterHealth:
         return health if health.healthy else None
 
     return await wait_for(look, deadline, "health")
+
+
+async def half_moved(client: Client) -> None:
+    """Half of the ranges of shard 0 go to shard 1, and this has ended."""
+    shard_map = (await client.refresh_topology(timeout=1)).map
+    assert shard_map is not None
+    ranges = shard_map.ranges(0)
+    await client.change_catalog(StartMove(1, shard_map.epoch, ranges[: len(ranges) // 2], 0, 1), timeout=10)
+
+    async def moved() -> bool:
+        now = await client.refresh_topology(timeout=0.2)
+        return now.map is not None and now.map.epoch > shard_map.epoch and not now.moves
+
+    await wait_for(moved, 60, "the move")

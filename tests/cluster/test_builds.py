@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cluster.test_catch_up import events, indexed
+from harness.calm import CALM
 from harness.pinned import Pinned
 from needle.local.process_cluster import ProcessCluster, wait_for
 
@@ -20,8 +21,7 @@ async def test_a_deposed_leader_finishes_its_build_and_the_next_one_publishes_it
             tmp_path,
             linked=True,
             dimensions=32,
-            election_timeout=1.0,
-            heartbeat_interval=0.2,
+            **CALM,
             segments={"seal_rows": ROWS},
         ) as cluster,
         cluster.connect() as client,

@@ -57,10 +57,16 @@ def source(path: Path, vectors: np.ndarray = VECTORS) -> str:
     return str(path)
 
 
-async def loaded(client: needle.Client, place: str, work: Path, collection: str = "books") -> Loaded:
+async def loaded(
+    client: needle.Client,
+    place: str,
+    work: Path,
+    collection: str = "books",
+    told: Callable[[str, int, int], None] = lambda *_: None,
+) -> Loaded:
     pieces, width = await asyncio.to_thread(pieces_of, place)
     asked = Asked(collection, pieces, width, needle.Metric.L2, str(work), 60.0)
-    return await load(client, asked, Inline, lambda *_: None)
+    return await load(client, asked, Inline, told)
 
 
 async def check_all(client: needle.Client, collection: str = "books") -> None:
@@ -86,16 +92,22 @@ async def test_a_load_appears_whole_is_searched_by_its_files_and_is_done_once(tm
     async with ShardedProcesses(tmp_path, 3) as cluster:
         await cluster.create(2, 3, CONSISTENT_HASH)
         async with cluster.connect() as client:
-            done = await loaded(client, place, tmp_path / "work")
+            told = list[tuple[str, int, int]]()
+            done = await loaded(client, place, tmp_path / "work", told=lambda *step: told.append(step))
             assert (done.documents, done.shards, done.lacking) == (ROWS, 2, {})
+            assert [one for one in told if one[0] == "loaded"] == [("loaded", at, 2) for at in range(3)], (
+                "while they wait"
+            )
             assert done.sent == 3 * done.files, "to each replica once"
             assert done.log < 1000
             await check_all(client)
             hits = await client.search(VECTORS[5], k=1, collection="books", explain=True)
             ways = [part.way for shard in hits.explained for part in shard.segments]
             assert Way.GRAPH in ways and Way.GROWING not in ways, ways
-            again = await loaded(client, place, tmp_path / "work")
+            told.clear()
+            again = await loaded(client, place, tmp_path / "work", told=lambda *step: told.append(step))
             assert (again.documents, again.sent) == (ROWS, 0)
+            assert [done / of for step, done, of in told if step == "sent"] == [0, 1], "nothing is left to be sent"
             again = await loaded(client, place, tmp_path / "other work")
             assert (again.documents, again.sent) == (ROWS, 0), "the same source makes the same files"
             other = await asyncio.to_thread(source, tmp_path / "other", VECTORS + 1)
@@ -116,6 +128,8 @@ async def test_what_is_refused_of_source_or_alias_leaves_no_collection_behind(tm
     pq.write_table(twice, tmp_path / "twice" / "1.parquet")
     short = pa.table({"id": ["a", "b"], "vector": [[1.0] * WIDTH, [1.0]]})
     pq.write_table(short, tmp_path / "short.parquet")
+    same = pa.table({"id": ["b", "c", "c"], "vector": [[1.0] * WIDTH] * 3})
+    pq.write_table(same, tmp_path / "same.parquet")
     async with ShardedProcesses(tmp_path, 1) as cluster:
         await cluster.create(2, 1, CONSISTENT_HASH)
         async with cluster.connect() as client:
@@ -128,8 +142,13 @@ async def test_what_is_refused_of_source_or_alias_leaves_no_collection_behind(tm
                     await load(client, asked, Inline, lambda *_: None)
                 return caught.value
 
-            assert "one id" in (await refused(str(tmp_path / "twice"))).message
+            message = (await refused(str(tmp_path / "twice"))).message
+            assert "one id, 'a'" in message or "one id, 'b'" in message, "each in another piece"
+            assert not (tmp_path / "work").exists(), "no second run can use what was made"
+            message = (await refused(str(tmp_path / "same.parquet"))).message
+            assert "one id, 'c'" in message and not (tmp_path / "work").exists()
             assert "row 1" in (await refused(str(tmp_path / "short.parquet"))).message
+            assert not (tmp_path / "work").exists()
             assert isinstance(await refused(place, "taken"), CollectionExists)
             assert isinstance(await refused(place, "books"), InvalidArgument)
             assert [spec.name for spec in await client.collections()] == ["taken"]
@@ -137,6 +156,30 @@ async def test_what_is_refused_of_source_or_alias_leaves_no_collection_behind(tm
             done = await loaded(client, place, tmp_path / "work")
             assert (done.documents, done.shards) == (ROWS, 2)
             await check_all(client)
+
+
+async def test_documents_are_judged_by_the_limits_of_the_cluster(tmp_path: Path) -> None:
+    """Not by those that nodes have by default: what they took as single writes was refused, and the other way round."""
+    long, note = "x" * 700, "y" * 100_000
+    for name in ("wide", "tight"):
+        (tmp_path / name).mkdir()
+    vectors = [[float(at)] * WIDTH for at in range(50)]
+    table = {"id": [f"{long}{at}" for at in range(50)], "vector": vectors, "note": [note] * 50}
+    pq.write_table(pa.table(table), tmp_path / "large.parquet")
+    limits = {"metadata_bytes_max": 110_000, "id_bytes_max": 800}
+    async with ShardedProcesses(tmp_path / "wide", 1, limits=limits) as cluster:
+        await cluster.create(1, 1, CONSISTENT_HASH)
+        async with cluster.connect() as client:
+            assert (await loaded(client, str(tmp_path / "large.parquet"), tmp_path / "work")).documents == 50
+            found = await client.get(f"{long}7", collection="books")
+            assert found.metadata == {"note": note}
+    async with ShardedProcesses(tmp_path / "tight", 1, limits={"metadata_bytes_max": 3}) as cluster:
+        await cluster.create(1, 1, CONSISTENT_HASH)
+        async with cluster.connect() as client:
+            place = await asyncio.to_thread(source, tmp_path / "source")
+            with pytest.raises(InvalidArgument, match="metadata"):
+                await loaded(client, place, tmp_path / "other work")
+            assert await client.collections() == []
 
 
 async def test_a_node_that_was_away_gets_the_files_from_the_others(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness.calm import CALM
 from harness.pinned import Pinned
 from needle.base.errors import NeedleError
 from needle.base.model import SearchRequest
@@ -30,8 +31,7 @@ SETTINGS = {
     "snapshot_threshold": 20,
     "log_bytes_max": 1 << 20,
     "segments": {"seal_rows": 500, "ship_timeout": 600.0},
-    "election_timeout": 0.5,
-    "heartbeat_interval": 0.1,
+    **CALM,
 }
 RNG = np.random.default_rng(7)
 VECTORS = RNG.standard_normal((2 * ROWS, DIMENSIONS)).astype(np.float32)

@@ -65,13 +65,14 @@ async def _some(feed: Changes, count: int) -> list[Change]:
         return [await anext(feed) for _ in range(count)]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "int8", "bit"])
 async def test_each_change_is_told_once_and_a_token_goes_on(tmp_path: Path, dtype: str) -> None:
     async with ShardedProcesses(tmp_path, nodes=3) as processes:
         await processes.create(2, 3)
         async with processes.connect() as client, processes.connect() as other:
             await healthy(client)
-            await client.create_collection("default", dimensions=2, metric="l2", dtype=dtype)
+            like: dict[str, Any] = {"dimensions": 16} if dtype == "bit" else {"dimensions": 2, "metric": "l2"}
+            await client.create_collection("default", dtype=dtype, **like)
             async with client.changes() as feed:
                 first = await client.insert("a", [1, 2], {"n": 1})
                 await client.patch("a", set={"n": 2})
@@ -140,20 +141,20 @@ async def test_it_goes_on_after_all_nodes_were_restarted(tmp_path: Path) -> None
 
 async def test_a_reader_comes_to_the_end_of_all_documents_however_much_is_written_meanwhile(tmp_path: Path) -> None:
     """More than is remembered; by one feed, and by many that each go on by the token of the one before."""
-    async with ShardedProcesses(tmp_path, nodes=3, limits={"feed_bytes_max": 100_000}) as processes:
+    async with ShardedProcesses(tmp_path, nodes=3, limits={"feed_bytes_max": 50_000}) as processes:
         await processes.create(2, 3)
         async with processes.connect() as client, processes.connect() as other:
             await healthy(client)
             await client.create_collection("default", dimensions=2, metric="l2")
-            ids = [f"d{n:05}" for n in range(5000)]
-            await client.insert_batch(ids=ids, vectors=np.ones((5000, 2)))
+            ids = [f"d{n:05}" for n in range(2500)]
+            await client.insert_batch(ids=ids, vectors=np.ones((2500, 2)))
             ending, written = asyncio.Event(), 0
 
             async def write() -> None:
                 nonlocal written
                 rng = random.Random(4)
                 while not ending.is_set():
-                    some = [f"d{rng.randrange(6000):05}" for _ in range(20)]
+                    some = [f"d{rng.randrange(3000):05}" for _ in range(20)]
                     work = [client.insert(one, [1, 2], {"n": written}) for one in sorted(set(some[:15]))]
                     await asyncio.gather(*work, client.delete(some[15:]))
                     written += 20
@@ -164,12 +165,12 @@ async def test_a_reader_comes_to_the_end_of_all_documents_however_much_is_writte
                     mirrors[0].take(await anext(feed))
                     if mirrors[0].changes % 10 == 0:
                         await asyncio.sleep(0.004)  # so the whole takes longer than what is remembered
-                while written < 6000:
+                while written < 3000:
                     mirrors[0].take(await anext(feed))
                 token, feeds = "start", 0
                 while mirrors[1].resets == 0 or not mirrors[1].whole:
                     async with other.changes(since=token, timeout=30) as short:
-                        for _ in range(700):
+                        for _ in range(350):
                             mirrors[1].take(await anext(short))
                         token, feeds = short.token, feeds + 1
                     mirrors[0].take(await anext(feed))
@@ -263,3 +264,49 @@ async def test_a_consumer_has_what_the_cluster_has_while_ranges_move_and_leaders
             await work[2]
     assert truth.writes > 50
     assert mirror.changes > 100
+
+
+async def test_a_reader_who_was_away_while_a_shard_was_split_and_written_to_goes_on(tmp_path: Path) -> None:
+    """What had been written meanwhile, and then left with its range, was purged on all replicas before it came back."""
+    mirror = Mirror()
+    async with ShardedProcesses(tmp_path, nodes=3, snapshot_threshold=50) as processes:
+        await processes.create(1, 3)
+        async with processes.connect() as client:
+            await healthy(client)
+            await client.create_collection("default", dimensions=2, metric="l2")
+            ids = [f"d{n}" for n in range(3000)]
+            await client.insert_batch(ids=ids, vectors=np.ones((3000, 2)))
+            async with client.changes(since="start") as feed:
+                while mirror.resets == 0 or not mirror.whole:
+                    mirror.take((await _some(feed, 1))[0])
+                token = feed.token
+            rng = random.Random(3)
+
+            async def write() -> bool:
+                await client.insert(f"d{rng.randrange(3000)}", [1, 2], timeout=20)
+                return True
+
+            for _ in range(20):
+                await write()
+            await client.split_shard(0)
+
+            async def split() -> bool:
+                await write()
+                now = await client.refresh_topology(timeout=0.2)
+                return now.map is not None and len(set(now.map.owners)) == 2 and not now.moves
+
+            await wait_for(split, 120, "the split")
+            over = (await client.status(0)).last_index
+
+            async def purged() -> bool:
+                for _ in range(10):
+                    await write()
+                told = [one.status for one in await client.cluster_status() if one.shard == 0]
+                return all(one is not None and one.first_index > over for one in told)
+
+            await wait_for(purged, 120, "snapshots of what was left, before which each replica purges")
+            async with client.changes(since=token, timeout=30) as feed:
+                stored = await _stored(client)
+                while mirror.there != stored:
+                    mirror.take((await _some(feed, 1))[0])
+    assert mirror.resets == 1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import needle
-from harness.marked_documents import CALM
+from harness.calm import CALM
 from needle.base.errors import ConfigError, InvalidArgument, StorageError
 from needle.local.process_cluster import ProcessCluster, wait_for
 

@@ -29,8 +29,8 @@ async def test_a_write_whose_answer_is_lost_is_not_executed_twice(tmp_path: Path
         async with await through(await proxy.start()) as client:
             first = await client.insert_if_absent("first", VECTOR)
             proxy.silence("back")
-            writes = [asyncio.create_task(client.insert_if_absent(f"lost-{n}", VECTOR)) for n in range(20)]
-            counted = asyncio.create_task(client.delete(["first"]))
+            writes = [asyncio.create_task(client.insert_if_absent(f"lost-{n}", VECTOR, timeout=120)) for n in range(20)]
+            counted = asyncio.create_task(client.delete(["first"], timeout=120))
 
             async def all_executed() -> bool:
                 return await observer.count() == 20
@@ -57,7 +57,7 @@ async def test_a_write_that_is_never_answered_has_an_unknown_outcome(tmp_path: P
             await client.insert("a", VECTOR)
             proxy.silence("back")
             with pytest.raises(OutcomeUnknown, match="may or may not"):
-                await client.insert("b", VECTOR, timeout=1.0)
+                await client.insert("b", VECTOR, timeout=3.0)
             proxy.heal()
             await client.insert("c", VECTOR)
         await proxy.stop()

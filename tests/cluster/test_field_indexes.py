@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.calm import CALM
 from needle.base.filters.builder import Filter
 from needle.local.process_cluster import ProcessCluster, wait_for
 from needle.local.published import of_one_cluster
@@ -26,7 +27,7 @@ async def index_bytes(cluster: ProcessCluster, name: str) -> float:
 
 
 async def test_followers_make_the_indexes_that_searches_of_the_leader_use(tmp_path: Path) -> None:
-    settings = {"dimensions": 8, "election_timeout": 1.0, "heartbeat_interval": 0.2}
+    settings = {"dimensions": 8, **CALM}
     async with ProcessCluster(tmp_path, linked=True, **settings) as cluster, cluster.connect() as client:
         rows = [
             {"url": f"https://example.org/{n}", "at": f"2024-01-01T00:{n // 60:02}:{n % 60:02}.000+00:00"}

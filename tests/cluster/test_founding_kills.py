@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import needle.server.catalog
-from cluster.processes import CALM, healthy
+from cluster.processes import healthy
+from harness.calm import CALM
 from needle.local.process_cluster import ProcessCluster, wait_for
 from needle.server.catalog.founding import FAILPOINTS
 

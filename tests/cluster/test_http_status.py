@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import needle
-from harness.marked_documents import CALM
+from harness.calm import CALM
 from needle.local.process_cluster import ProcessCluster, wait_for
 from needle.server.history import EVERY_SECONDS
 
@@ -61,9 +61,10 @@ async def test_a_node_that_dies_is_told_of_and_forgotten_when_it_is_back(tmp_pat
         cluster.kill(dead)
 
         async def told() -> Any:
-            seen = await get(cluster, "node-1", "/v1/status?timeout=1")
-            if "NeedleNodeUnreachable" not in {one["alert"] for one in seen["conditions"]}:
-                raise needle.Unavailable(str(seen["conditions"]))
+            seen = await get(cluster, "node-1", "/v1/status")
+            silent = [one["id"] for one in seen["nodes"] if not one["answers"]]
+            if "NeedleNodeUnreachable" not in {one["alert"] for one in seen["conditions"]} or silent != [dead]:
+                raise needle.Unavailable(str(seen["conditions"] or silent))
             return seen
 
         seen = await wait_for(told, 90, "the condition")
@@ -80,7 +81,7 @@ async def test_a_node_that_dies_is_told_of_and_forgotten_when_it_is_back(tmp_pat
         async def noticed() -> Any:
             past = await get(cluster, "node-1", "/v1/history")
             last = past["moments"][-1:]
-            if not last or last[0]["at"] <= killed or last[0]["silent"] != 1:
+            if not last or last[0]["at"] <= killed or (last[0]["silent"], last[0]["unled"]) != (1, 0):
                 raise needle.Unavailable(str(last))
             return past
 

@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 
 import needle
-from harness.marked_documents import CALM
+from harness.calm import CALM
 from needle import Client, Forbidden, InvalidArgument, NeedleError, SessionExpired, Unauthenticated
 from needle.cli.app import main
 from needle.client.router.routes import BATCH_BYTES_MAX
@@ -255,7 +255,12 @@ async def test_a_key_for_one_collection_knows_of_no_other(cluster: ProcessCluste
             await client.insert("x", VECTOR)
         with pytest.raises(Forbidden):
             await client.status()
-    for path, expected in (("default", 403), ("nowhere", 403), ("other", 200), ("mine", 200)):
+
+    async def known() -> bool:
+        return await status(at, "/v1/collections/mine", key) == 200
+
+    await wait_for(known, 60, "the alias at this node")
+    for path, expected in (("default", 403), ("nowhere", 403), ("other", 200)):
         assert await status(at, f"/v1/collections/{path}", key) == expected
     assert await status(at, "/v1/cluster", key) == 403
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from harness.marked_documents import CALM
+from harness.calm import CALM
 from needle import Client, InvalidArgument, TooManyRequests
 from needle.local.process_cluster import ProcessCluster
 from needle.local.published import of_one_cluster
@@ -54,7 +54,7 @@ async def ask(world: World, method: str, path: str, key: str, body: Any = None) 
 
 
 async def test_by_http_what_is_more_is_refused_with_when_to_come_again(world: World) -> None:
-    key = (await world.admin.create_key("http", "writer", documents=100)).key
+    key = (await world.admin.create_key("http", "writer", documents=10)).key
     count, document = "/v1/collections/default/count", "/v1/collections/default/documents/y"
     assert (await ask(world, "POST", count, key, {}))[0] == 200
     rows = {"ids": [f"h{n}" for n in range(400)], "vectors": [V] * 400}
@@ -64,7 +64,7 @@ async def test_by_http_what_is_more_is_refused_with_when_to_come_again(world: Wo
     assert (status, told["code"], told["retryable"], told["details"]["limit"]) == (
         429, "too_many_requests", True, "documents",
     )  # fmt: skip
-    assert 1 <= int(headers["retry-after"]) <= 3
+    assert 20 <= int(headers["retry-after"]) <= 40
     assert (await ask(world, "GET", document, ""))[0] == 404
     text = of_one_cluster((await ask(world, "GET", "/metrics", ""))[2])
     assert 'needle_key_refusals_total{key="http",limit="documents"} 1.0' in text
@@ -100,13 +100,13 @@ async def test_eventual_reads_wait_when_no_replica_has_room(world: World) -> Non
 
 
 async def test_a_large_batch_passes_and_is_paid_for(world: World) -> None:
-    key = (await world.admin.create_key("batches", "writer", documents=1000)).key
+    key = (await world.admin.create_key("batches", "writer", documents=100)).key
     async with world.cluster.connect(api_key=key) as client:
         rows = np.ones((4000, 8), "f4")
-        await client.insert_batch(ids=[f"b{n}" for n in range(4000)], vectors=rows)
+        await client.insert_batch(ids=[f"b{n}" for n in range(4000)], vectors=rows, timeout=120)
         with pytest.raises(TooManyRequests) as error:
-            await client.insert("b", V, timeout=0.5)
-        assert float(str(error.value.details["wait"])) > 0.5
+            await client.insert("b", V, timeout=3.0)
+        assert float(str(error.value.details["wait"])) > 3.0
 
 
 async def test_who_has_no_limit_is_not_limited_and_admins_cannot_be(world: World) -> None:

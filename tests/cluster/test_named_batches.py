@@ -1,7 +1,9 @@
-"""Batches with named vectors, to several shards: none or all where that can be known, and under names of now."""
+"""Batches with named vectors, to several shards: none or all where that can be known, and under names of now. What
+clients are told that have not heard of a drop."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +60,37 @@ async def test_a_batch_goes_to_the_vector_of_now_if_another_client_made_that_aga
             await client.drop_vector("c", "v")
             with pytest.raises(InvalidArgument, match="vector_name"):
                 await other.insert_batch(ids=names, vectors=rows, named_vectors=named, collection="c")
+
+
+async def test_who_has_not_heard_that_a_vector_was_dropped_is_told(tmp_path: Path) -> None:
+    """With every call that names it, whatever its client knows; and of one that was made again finds what that has."""
+    spec, at = VectorSpec(dimensions=2, metric=Metric.L2), {"collection": "c"}
+    async with ShardedProcesses(tmp_path, 3) as cluster:
+        await cluster.create(2, 3, CONSISTENT_HASH)
+        async with cluster.connect() as client, cluster.connect() as other:
+            await client.create_collection("c", dimensions=1, metric="l2", vectors={"v": spec})
+            await client.insert("p", [1], vectors={"v": [1, 2]}, collection="c")
+            known: Any = other._shards._known
+            stale = await other.refresh_topology(confirmed=True, timeout=10)
+            await client.drop_vector("c", "v")
+            calls: list[Callable[[], Awaitable[object]]] = [
+                lambda: other.search([1, 2], vector_name="v", **at),
+                lambda: other.search(like="p", vector_name="v", **at),
+                lambda: other.get("p", vectors=["v"], **at),
+                lambda: other.scan_page(vectors=["v"], **at),
+                lambda: other.insert("q", [1], vectors={"v": [1, 2]}, **at),
+                lambda: other.update_vector("p", [3, 4], name="v", **at),
+                lambda: other.delete_vector("p", "v", **at),
+            ]
+            for call in calls:
+                known._now = stale  # and has heard nothing since
+                with pytest.raises(InvalidArgument, match="the collection has no named vectors") as refused:
+                    await call()
+                assert refused.value.details["field"] == "vector_name" and not refused.value.retryable
+            await client.add_vector("c", "v", spec)
+            known._now = stale
+            assert await other.search([1, 2], vector_name="v", collection="c") == []
+            known._now = stale
+            await other.update_vector("p", [3, 4], name="v", collection="c")
+            assert [hit.id for hit in await client.search([3, 4], vector_name="v", collection="c")] == ["p"]
+            assert await client.get("q", collection="c") is None

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.processes import ShardedProcesses, healthy
+from cluster.processes import ShardedProcesses, half_moved, healthy
 from needle.base.model import Metric, VectorSpec
 from needle.client import Client
 from needle.local.process_cluster import ProcessCluster, wait_for
-from needle.protocol.catalog_commands import StartMove
 
 pytestmark = pytest.mark.campaign
 
@@ -80,17 +79,8 @@ async def test_moves_of_key_ranges_and_new_shards_bring_them(tmp_path: Path) -> 
             await healthy(client)
             await written(client)
             await is_right(client, 7, exact=True)
-            shard_map = (await client.refresh_topology(timeout=1)).map
-            assert shard_map is not None
             before = await client.counts(collection="c")
-            ranges = shard_map.ranges(0)
-            await client.change_catalog(StartMove(1, shard_map.epoch, ranges[: len(ranges) // 2], 0, 1), timeout=10)
-
-            async def moved() -> bool:
-                now = await client.refresh_topology(timeout=0.2)
-                return now.map is not None and now.map.epoch > shard_map.epoch and not now.moves
-
-            await wait_for(moved, 60, "the move")
+            await half_moved(client)
             assert (await client.counts(collection="c"))[1] > before[1] + 300
             await is_right(client, 8, exact=True)
             have = [NAMES[at] for at in HAVE]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import needle
-from harness.marked_documents import CALM
+from harness.calm import CALM
 from needle.base.errors import InMaintenance, InvalidArgument, Unavailable
 from needle.local.free_ports import free_ports
 from needle.local.process_cluster import ProcessCluster, wait_for

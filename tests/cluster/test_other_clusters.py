@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from harness.marked_documents import CALM
+from harness.calm import CALM
 from needle.local.process_cluster import ProcessCluster
 
 ROW = [1.0] * 8

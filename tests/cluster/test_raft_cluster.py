@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness.calm import CALM
 from needle.base.config import ShardingConfig
 from needle.base.errors import ConfigError, StorageError, Unavailable
 from needle.client import Client
@@ -28,8 +29,8 @@ def configs(directory: Path, nodes: int = 3) -> list[RaftConfig]:
             node_id=name,
             cluster_nodes=[f"{peer}=127.0.0.1:{port}" for peer, port in zip(names, ports, strict=True)],
             data_dir=str(directory / name),
-            election_timeout=timedelta(milliseconds=600),
-            heartbeat_interval=0.05,
+            election_timeout=timedelta(seconds=CALM["election_timeout"]),
+            heartbeat_interval=CALM["heartbeat_interval"],
             dimensions=4,
         )
         for name in names

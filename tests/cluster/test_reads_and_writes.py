@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import needle
-from harness.marked_documents import CALM
+from harness.calm import CALM
 from needle.base.errors import AlreadyExists, CollectionNotFound, VersionMismatch, WrongCluster
 from needle.local.process_cluster import ProcessCluster, wait_for
 from needle.local.published import of_one_cluster

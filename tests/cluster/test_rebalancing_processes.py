@@ -18,6 +18,7 @@ from needle.distributed import RebalanceConfig, RebalanceCoordinator, RebalanceH
 from needle.local.process_cluster import wait_for
 from needle.routing.jobs import JobState
 from needle.routing.planned_moves import FoundShard, MoveRange
+from needle.routing.plans import Plan
 from needle.routing.strategy import ShardStrategy
 from needle.routing.topology import MoveState, Topology
 
@@ -106,10 +107,10 @@ async def test_a_rebalance_goes_on_when_the_catalogs_leader_dies_at_any_stage(tm
                 await healthy(operator)
             ended = await wait_for(lambda: _over(operator), 60, "the end of the rebalance")
             assert ended is JobState.DONE
-            assert await wait_for(handle.is_complete, 5, "the client's knowledge of it")
+            assert await wait_for(handle.is_complete, 60, "the client's knowledge of it")
             load.ending = True
             await asyncio.gather(*work)
-            stats = await wait_for(operator.get_stats, 20, "stats")
+            stats = await wait_for(operator.get_stats, 60, "stats")
             assert sorted(stats.shard_sizes) == [0, 1, 2]
             assert stats.documents_imbalance < 0.25
             assert sum(one.writes for one in stats.shard_sizes.values()) > 1
@@ -136,7 +137,12 @@ async def test_a_rebalance_is_planned_paused_cancelled_and_found_again(tmp_path:
             await _filled(client, load)
             coordinator = RebalanceCoordinator(client)
             assert await coordinator.rebalance() is None
-            plan = await coordinator.plan(Wish(retire=(1,)))
+
+            async def planned() -> Plan | None:  # nobody knows the size of a shard whose leader does not answer now
+                found = await coordinator.plan(Wish(retire=(1,)))
+                return found if found.documents else None
+
+            plan = await wait_for(planned, 60, "a plan that moves documents")
             assert plan.documents > LOADED / 3
             assert plan.ratio < 1.1
             with pytest.raises(InvalidArgument, match="nodes of this cluster"):
@@ -172,10 +178,10 @@ async def test_a_rebalance_is_planned_paused_cancelled_and_found_again(tmp_path:
             assert (done.state, done.percent_complete) == (JobState.DONE, 100.0)
             again = await RebalanceCoordinator(other).rebalance(handle.id)  # as after a crash of who began it
             assert again is not None and again.is_complete()
-            assert (await again.wait(10)).state is JobState.CANCELLED
+            assert (await again.wait(60)).state is JobState.CANCELLED
             assert [one.state async for one in again] == [JobState.CANCELLED]
             assert (await handle.progress()).state is JobState.CANCELLED and handle.is_complete()
-            with pytest.raises(InvalidArgument, match=f"rebalance {handle.id} is cancelled, and another one was"):
+            with pytest.raises(InvalidArgument, match=f"rebalance {handle.id} was cancelled, so there is nothing to"):
                 await again.pause()
             with pytest.raises(InvalidArgument, match="rebalance 1 is not known: the last one is"):
                 await coordinator.rebalance(1)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import needle
-from harness.marked_documents import CALM
+from harness.calm import CALM
 from multiraft.wal_util import open_wal
 from needle.base.errors import InvalidArgument, NeedleError, StorageError, UnsupportedFormat
 from needle.base.ids import CATALOG_GROUP, shard_group

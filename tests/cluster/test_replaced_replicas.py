@@ -91,7 +91,7 @@ async def test_replicas_go_to_nodes_of_the_cluster_only(tmp_path: Path) -> None:
 
 
 async def test_a_node_deletes_what_it_has_given_up_and_takes_it_again_empty(tmp_path: Path) -> None:
-    """It founded the shard alone."""
+    """It founded the shard alone. Its return is no damage, and its log does not say so."""
     async with ShardedProcesses(tmp_path, nodes=2, snapshot_threshold=50) as processes:
         await processes.create(1, 1)
         async with processes.connect() as client:
@@ -106,6 +106,9 @@ async def test_a_node_deletes_what_it_has_given_up_and_takes_it_again_empty(tmp_
                 await client.set_replicas(0, [holder], timeout=60)
                 await wait_for(lambda free=free: _empty(tmp_path / free), 60, f"{free} to delete its files")
                 assert len(await client.get(names, timeout=30)) == len(names)
+    told = [(tmp_path / f"{node}.log").read_text() for node in ("node-1", "node-2")]
+    assert not [line for text in told for line in text.splitlines() if "WARNING" in line and "shard 0: the log" in line]
+    assert sum(text.count("all of it again, and votes") for text in told) == 2
 
 
 async def _empty(data_dir: Path) -> bool:

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from catalog.catalog_util import topology
-from cluster.processes import CALM, healthy
+from cluster.processes import healthy
+from harness.calm import CALM
 from needle.base.config import RaftConfig
 from needle.base.errors import ConfigError, DiskFull, InvalidArgument, Unavailable
 from needle.base.model import CollectionSpec
@@ -69,10 +70,11 @@ async def test_of_four_founders_three_hold_the_catalog_and_any_node_can_go(tmp_p
     async with described(tmp_path, nodes=4, sharding=sharding) as processes, processes.connect() as client:
         await healthy(client)
         await client.insert("d1", vector(1), timeout=60)
-        for _ in range(300):
-            if len((await client.refresh_topology(confirmed=True)).catalog) == 3:
-                break
-            await asyncio.sleep(0.1)
+
+        async def three() -> bool:
+            return len((await client.refresh_topology(confirmed=True)).catalog) == 3
+
+        await wait_for(three, 60, "a catalog of three")
         processes.kill(*processes.nodes)
         processes.start_nodes()
         await processes.ready()
@@ -249,7 +251,7 @@ async def test_a_founding_that_found_no_room_goes_on(tmp_path: Path, monkeypatch
     at = f"127.0.0.1:{free_ports(1)[0]}"
     config = RaftConfig(node_id="a", cluster_nodes=[f"a={at}"], data_dir=str(tmp_path / "a"), dimensions=8)
     async with RaftCluster(config) as cluster:
-        await cluster.wait_ready(20)
+        await cluster.wait_ready(60)
         await cluster.insert("d1", vector(1))
     assert not full
 

@@ -6,6 +6,7 @@ import asyncio
 import random
 import re
 import signal
+import time
 import urllib.request
 from pathlib import Path
 
@@ -134,6 +135,7 @@ async def _searches(processes: ShardedProcesses, rows: np.ndarray) -> None:
     names = ("needle_search_fanout_count", "needle_search_merge_time_ms", "needle_search_seconds")
     before = {node: await scrape(processes, node) for node in processes.nodes}
     caller = system_caller("needle")
+    begun = time.monotonic()
     try:
         plain = PlainClient(caller, [processes.nodes["node-3"].address], rng=random.Random(1))
         for n in range(SEARCHES):
@@ -141,6 +143,7 @@ async def _searches(processes: ShardedProcesses, rows: np.ndarray) -> None:
         await plain.insert("one", rows[0])
     finally:
         await caller.close()
+    took = time.monotonic() - begun
     after = {node: await scrape(processes, node) for node in processes.nodes}
 
     def grew(node: str, name: str) -> float:
@@ -149,13 +152,13 @@ async def _searches(processes: ShardedProcesses, rows: np.ndarray) -> None:
     fanned = {node: tuple(grew(node, f"{name}_count") for name in names[:2]) for node in processes.nodes}
     assert fanned == {"node-1": (0, 0), "node-2": (0, 0), "node-3": (SEARCHES, SEARCHES)}
     assert grew("node-3", f"{names[0]}_sum") == 2 * SEARCHES
-    assert 0 < grew("node-3", f"{names[1]}_sum") < 1000
+    assert 0 < grew("node-3", f"{names[1]}_sum") < 1000 * took
     assert sum(grew(node, f"{names[2]}_count") for node in processes.nodes) == 2 * SEARCHES
     assert sum(grew(node, "needle_writes_total") for node in processes.nodes) == 2  # the session of its shard, too
 
 
 async def _lag_is_seen(processes: ShardedProcesses, client: Client, stopped: str) -> None:
-    leader = next(node for node in processes.nodes if node != stopped)
+    others = [node for node in processes.nodes if node != stopped]
     await client.insert_batch(ids=[f"late-{n}" for n in range(50)], vectors=np.ones((50, 8), "f4"), timeout=20)
 
     async def late() -> bool:
@@ -164,16 +167,16 @@ async def _lag_is_seen(processes: ShardedProcesses, client: Client, stopped: str
         if leader in (None, stopped):
             return False
         told = await scrape(processes, str(leader))
+        unhealthy = [(await scrape(processes, node)).get("needle_cluster_healthy") == 0 for node in others]
         lag = told.get("needle_replication_lag_ms", shard=0, follower=stopped) or 0.0
         return (
             lag > 500
             and told.get("needle_shard_missing_replicas", shard="catalog") == 1
-            and told.get("needle_cluster_healthy") == 0
+            and all(unhealthy)
             and told.get("needle_shard_followers", shard=0) == 1
         )
 
     await wait_for(late, 60, "the paused follower's lag")
-    assert (await scrape(processes, leader)).get("needle_cluster_healthy") == 0
     await client.change_catalog(MaintainNode(stopped, on=True), timeout=30)  # planned work pages nobody
 
     async def left_out() -> bool:

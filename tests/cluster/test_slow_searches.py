@@ -64,10 +64,10 @@ async def test_a_slow_search_is_done_once_and_a_late_one_not_at_all(
             return await real(address, method, body, timeout)
 
         monkeypatch.setattr(client._caller, "call", call)
-        searches = [asyncio.create_task(client.search(QUERY, k, timeout=5)) for k in range(1, 65)]
+        searches = [asyncio.create_task(client.search(QUERY, k, timeout=60)) for k in range(1, 65)]
         await wait_for(lambda: "shard_leader" in calls, 30, "the client looks after its searches")
         begun = len(slow.begun)
-        late = [client.search(QUERY, 100 + n, timeout=0.05) for n in range(20)]
+        late = [client.search(QUERY, 100 + n, timeout=2.0) for n in range(20)]  # all are sent before it is over
         for outcome in await asyncio.gather(*late, return_exceptions=True):
             assert isinstance(outcome, DeadlineExceeded)
         slow.go.set()

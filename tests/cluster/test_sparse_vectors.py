@@ -4,6 +4,7 @@ and leaders that die; and in backups."""
 from __future__ import annotations
 
 import random
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from cluster.processes import ShardedProcesses, healthy
 from needle import backup as backups
 from needle.base.errors import CollectionExists, InvalidArgument
 from needle.client import Client
+from needle.distributed import RaftCluster, RaftConfig
+from needle.local.free_ports import free_ports
 from needle.local.process_cluster import wait_for
 from needle.protocol.catalog_commands import StartMove
 from needle.routing.strategy import CONSISTENT_HASH
+from needle.routing.topology import Topology
 from proof.checkers.sparse import ranked_sparse
 from proof.checkers.words import all_fused
 
@@ -250,3 +254,115 @@ async def test_a_batch_with_a_sparse_vector_that_is_refused_writes_nothing(tmp_p
             rows = [{FIELD: good}] * 40
             done = await client.insert_batch(ids=names, vectors=[[1.0]] * 40, metadatas=rows, collection=NAME)
             assert sum(one.count for one in done) == 40
+
+
+async def test_who_has_not_heard_that_they_were_dropped_is_told(tmp_path: Path) -> None:
+    """With every call that searches by them; and who has not heard that they are there, finds."""
+    query, at = {"indices": [1], "values": [2.0]}, {"collection": NAME}
+    async with ShardedProcesses(tmp_path, nodes=3) as processes:
+        await processes.create(2, 3)
+        async with processes.connect() as client, processes.connect() as other:
+            await healthy(client)
+            await client.create_collection(NAME, dimensions=2, text="t")
+            rows = [{"t": "a fox", FIELD: {"indices": [1], "values": [n]}} for n in range(1, 9)]
+            ids = [f"d{n}" for n in range(1, 9)]
+            await client.insert_batch(ids=ids, vectors=[[1.0, 2.0]] * 8, metadatas=rows, **at)
+            before = await other.refresh_topology(confirmed=True, timeout=10)
+            await client.add_sparse(NAME, FIELD)
+            there = await other.refresh_topology(confirmed=True, timeout=10)
+            knows(other, before)
+            assert (await found(other, query))[:2] == [("d8", 16.0), ("d7", 14.0)]
+            await client.drop_sparse(NAME, FIELD)
+            calls: list[Callable[[], Awaitable[object]]] = [
+                lambda: found(other, query),
+                lambda: found(other, query, mode="leased", filter={"t": "a fox"}),
+                lambda: other.search_partial(sparse={FIELD: query}, **at),
+                lambda: other.hybrid_search([1.0, 2.0], sparse={FIELD: query}, **at),
+            ]
+            for call in calls:
+                knows(other, there)
+                with pytest.raises(InvalidArgument, match="it has no sparse vectors") as refused:
+                    await call()
+                assert refused.value.details["field"] == "sparse" and not refused.value.retryable
+                assert other.topology().version > there.version
+            gone = other.topology()
+            await client.add_sparse(NAME, FIELD)
+            for known in (there, gone):
+                knows(other, known)
+                assert len(await found(other, query)) == 8
+
+
+async def test_dropped_ones_are_found_by_nobody_whoever_was_away_or_leads(tmp_path: Path) -> None:
+    """One node is dead while they are dropped; then it is back, and each of the others dies in turn."""
+    query, at = {"indices": [1], "values": [2.0]}, {"collection": NAME}
+    async with ShardedProcesses(tmp_path, nodes=3) as processes:
+        await processes.create(2, 3)
+        async with processes.connect() as client, processes.connect() as other:
+            await healthy(client)
+            await client.create_collection(NAME, dimensions=2, sparse=[FIELD])
+            rows = [{FIELD: {"indices": [1], "values": [n]}} for n in range(1, 9)]
+            ids = [f"d{n}" for n in range(1, 9)]
+            await client.insert_batch(ids=ids, vectors=[[1.0, 2.0]] * 8, metadatas=rows, **at)
+            there = await other.refresh_topology(confirmed=True, timeout=10)
+            away = await client.leader(0)
+            assert away is not None
+            processes.kill(away)
+            await client.drop_sparse(NAME, FIELD, timeout=60)
+
+            async def refused(mode: str) -> bool:
+                knows(other, there)
+                with pytest.raises(InvalidArgument, match="it has no sparse vectors"):
+                    await found(other, query, mode=mode, timeout=60)
+                return True
+
+            for name in [*(name for name in processes.addresses if name != away), away]:
+                assert await refused("strong") and await refused("leased")
+                processes.restart(away)
+                await healthy(client)
+                away = name
+                processes.kill(away)
+            assert await refused("strong") and await refused("leased")
+            processes.restart(away)
+            await healthy(client)
+
+            async def by_all() -> bool:
+                """Whichever replica answers."""
+                for _ in range(12):
+                    knows(other, there)
+                    try:
+                        await found(other, query, mode="eventual")
+                    except InvalidArgument:
+                        continue
+                    return False
+                return True
+
+            await wait_for(by_all, 30, "all nodes to hear that they were dropped")
+            documents = {one.id: one.metadata for one in await client.get(ids, collection=NAME)}
+            assert documents == dict(zip(ids, rows, strict=True))
+            await client.add_sparse(NAME, FIELD)
+            knows(other, there)
+            assert len(await found(other, query)) == 8
+
+
+async def test_dropped_ones_are_found_by_nobody_in_one_process(tmp_path: Path) -> None:
+    """The node is in this process, and so is what is planted."""
+    query, address = {"indices": [1], "values": [2.0]}, f"127.0.0.1:{free_ports(1)[0]}"
+    config = RaftConfig(node_id="n", cluster_nodes=[f"n={address}"], data_dir=str(tmp_path), dimensions=2)
+    async with RaftCluster(config) as node, needle.connect(address) as client:
+        await node.wait_ready()
+        await client.create_collection(NAME, dimensions=2, sparse=[FIELD])
+        await client.insert("a", [1.0, 2.0], {FIELD: query}, collection=NAME)
+        there = await client.refresh_topology(confirmed=True, timeout=10)
+        await client.drop_sparse(NAME, FIELD)
+        for mode in ("strong", "leased"):
+            knows(client, there)
+            with pytest.raises(InvalidArgument, match="it has no sparse vectors"):
+                await found(client, query, mode=mode)
+        await client.add_sparse(NAME, FIELD)
+        assert await found(client, query) == [("a", 4.0)]
+
+
+def knows(client: Client, topology: Topology) -> None:
+    """And has heard nothing since."""
+    known: Any = client._shards._known
+    known._now = topology

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from harness.calm import CALM
 from harness.certificates import Authority
-from harness.marked_documents import CALM
 from needle import Client, NeedleError, TlsFailed
 from needle.cli.app import main
 from needle.local.certificates import Made, create_node

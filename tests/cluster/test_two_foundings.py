@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cluster.processes import CALM
+from harness.calm import CALM
 from needle.base.config import Limits, RaftConfig
 from needle.base.errors import ClusterTooOld, InvalidArgument
 from needle.base.ids import CATALOG_GROUP

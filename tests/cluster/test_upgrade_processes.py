@@ -1,6 +1,6 @@
 """Nodes of a former release are replaced by this one, one by one, under a constant load: no call of a client fails,
-nothing is lost, what needs this release is refused meanwhile and changes nothing, and the cluster's version rises when
-the last one was replaced.
+nothing is lost, what needs this release is refused meanwhile and changes nothing, a node may go back to the former one,
+and the cluster's version rises when the last one was replaced.
 
 The former releases are commits of this repository (docs/adr/0042).
 """
@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,32 +23,41 @@ from cluster.test_rolling_restart import ROWS, Load
 from needle.base.errors import ClusterTooOld
 from needle.base.model import VectorSpec
 from needle.base.versions import FIRST, KNOWN
-from needle.cli.bulk.engines import LocalEngine
-from needle.cli.bulk.loading import Asked, load
 from needle.client.client import Client
 from needle.local.process_cluster import wait_for
 from needle.routing.topology import Topology
 
 FORMER = {
     FIRST: "e904bdfc01f4772235f831b03ba1d610441fe137",
-    KNOWN - 1: "214665d9379df586153bfa3d691617a26f7fa28c",
+    KNOWN - 1: "0d42960d208b8f48d04f360299957e5f898982d5",
 }
 """By the version that they know: the last commit whose nodes say nothing of versions, and the last one before this
 version's formats."""
-NAMED = {"title": VectorSpec(dimensions=2)}
+BITS: Any = {"dtype": "bit", "metric": "hamming"}
+NAMED = {"title": VectorSpec(dimensions=8, **BITS)}
 """What only this version knows."""
 REPOSITORY = Path(__file__).parents[2]
 
 
+def has_all_commits() -> bool:
+    """Whether this is a checkout with its whole history: not a shallow clone, nor sources alone."""
+    asked = ["git", "rev-parse", "--show-toplevel", "--is-shallow-repository"]
+    told = subprocess.run(asked, cwd=REPOSITORY, capture_output=True, text=True, check=False).stdout
+    return told == f"{REPOSITORY.resolve()}\nfalse\n"
+
+
 def release(tmp_path: Path, knew: int) -> Path:
     """Where the package `needle` is as of FORMER; what it depends on is what this one depends on. In a checkout without
-    that commit (a shallow clone): this release, made to know only what that one knew."""
+    its history: this release, made to know only what that one knew."""
     commit = FORMER[knew]
     found = subprocess.run(["git", "archive", commit, "src"], cwd=REPOSITORY, capture_output=True, check=False)
     if found.returncode == 0:
         with tarfile.open(fileobj=io.BytesIO(found.stdout)) as archive:
             archive.extractall(tmp_path / "former", filter="data")
+        if knew == FIRST:
+            _that_stops(tmp_path / "former" / "src")
         return tmp_path / "former" / "src"
+    assert not has_all_commits(), f"{commit} is no commit of this repository: name the last one that knew {knew}"
     shutil.copytree(Path(needle.__file__).parent, tmp_path / "former" / "needle")
     versions = tmp_path / "former" / "needle" / "base" / "versions.py"
     now, then = f"KNOWN: Final = {KNOWN}\n", f"KNOWN: Final = {knew}\n"
@@ -55,6 +65,16 @@ def release(tmp_path: Path, knew: int) -> Path:
     assert text.count(now) == 1
     versions.write_text(text.replace(now, then), "utf-8")
     return tmp_path / "former"
+
+
+def _that_stops(source: Path) -> None:
+    """A node of FIRST hangs for good if it is told to stop just as the watch of its loop begins a look, as 8 of 125 did
+    on a busy machine. It is not what is tried here: it gets the line that has mended it since (87599e33)."""
+    watch = source / "needle" / "server" / "process" / "loop_watch.py"
+    look, text = "        while not self._called.wait(LOOK_SECONDS):\n", watch.read_text("utf-8")
+    assert text.count(look) == 1
+    mended = f"{look}            if self._ended.is_set():\n                break\n"
+    watch.write_text(text.replace(look, mended), "utf-8")
 
 
 @pytest.mark.parametrize("knew", [pytest.param(FIRST, marks=pytest.mark.campaign), KNOWN - 1])
@@ -81,20 +101,25 @@ async def test_nodes_are_upgraded_one_by_one_under_load(tmp_path: Path, knew: in
             for done, name in enumerate(processes.nodes):
                 assert (await wait_for(confirmed, 60)).cluster_version == knew
                 await _refused_as_too_new(client)
-                assert processes.terminate(name) == 0
-                processes.nodes[name].source = None
-                processes.restart(name)
-                await processes.ready(name)
-                calls = load.calls
-                await wait_for(lambda at=calls: running.done() or load.calls > at + 20, 60, "calls go on")
-                assert not running.done(), running.exception()
+                # The first goes back once; to FIRST there is no way back: `documents.db` has had another format since.
+                sources = [None] if done or knew == FIRST else [None, former, None]
+                for at, source in enumerate(sources):
+                    assert processes.terminate(name) == 0
+                    processes.nodes[name].source = source
+                    processes.restart(name)
+                    await processes.ready(name)
+                    calls = load.calls
+                    await wait_for(lambda at=calls: running.done() or load.calls > at + 20, 60, "calls go on")
+                    assert not running.done(), running.exception()
+                    if len(sources) > 1:  # it writes down what is made
+                        await client.create_collection(f"made-{at}", dimensions=8, timeout=30)
                 assert done == 2 or (await wait_for(confirmed, 60)).cluster_version == knew
 
             async def risen() -> bool:
                 return (await confirmed()).cluster_version == KNOWN
 
             await wait_for(risen, 60, "the version of the cluster")
-            await client.create_collection("words", dimensions=8, vectors=NAMED, timeout=30)
+            await client.create_collection("words", dimensions=8, vectors=NAMED, timeout=30, **BITS)
             load.ending = True
             await running
             there = {**{f"doc-{n}": n for n in range(500)}, **load.there}
@@ -183,8 +208,5 @@ async def _refused_as_too_new(client: Client) -> None:
     with pytest.raises(ClusterTooOld):
         await client.create_collection("words", dimensions=8, vectors=NAMED, timeout=30)
     with pytest.raises(ClusterTooOld):
-        await client.create_collection("words", dimensions=8, sparse=["terms"], timeout=30)
-    with pytest.raises(ClusterTooOld):
-        asked = Asked("words", [], 8, needle.Metric.L2, "/dev/null/nothing is made", 30.0)
-        await load(client, asked, lambda: LocalEngine(1), lambda *_: None)
+        await client.create_collection("words", dimensions=8, timeout=30, **BITS)
     assert (await client.refresh_topology(confirmed=True, timeout=30)).collection("words") is None

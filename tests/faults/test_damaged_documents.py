@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from harness.calm import CALM
 from harness.damage import cut_documents_wal, documents, flip_bit
-from harness.marked_documents import CALM, complete, fill, follower_of
+from harness.marked_documents import complete, fill, follower_of
 from needle.local.process_cluster import ProcessCluster, wait_for
 
 pytestmark = pytest.mark.campaign

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.calm import CALM
 from harness.damage import (
     committed_documents,
     cut_documents_wal,
@@ -21,7 +22,7 @@ from harness.damage import (
     record_before,
     tear_tail,
 )
-from harness.marked_documents import CALM, DOCUMENTS, complete, ended, fill, follower_of, marker, vector
+from harness.marked_documents import DOCUMENTS, complete, ended, fill, follower_of, marker, vector
 from needle.local.process_cluster import ProcessCluster, wait_for
 
 pytestmark = pytest.mark.campaign

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness.calm import CALM
 from harness.damage import cut, flip_bit, segment_files
 from harness.pinned import Pinned
 from needle.base.errors import ReplicaDamaged
@@ -32,8 +33,7 @@ QUERIES = VECTORS[::100] + 0.01
 SETTINGS = {
     "dimensions": DIMENSIONS,
     "segments": {"seal_rows": 300, "ship_timeout": 600.0, "scrub_interval": 0.3},
-    "election_timeout": 0.5,
-    "heartbeat_interval": 0.1,
+    **CALM,
 }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import needle
-from needle.base.errors import NeedleError, OutOfMemory
+from needle.base.errors import NeedleError, OutcomeUnknown, OutOfMemory
 from needle.client import Client
 from needle.distributed import RaftCluster, RaftConfig
 from needle.local.free_ports import free_ports
@@ -25,13 +25,20 @@ LIMIT = 384 << 20
 async def fill(client: Client, collection: str) -> int:
     """Insert until it is refused; how many documents were accepted."""
     vectors = np.random.default_rng(1).standard_normal((BATCH, DIMENSIONS)).astype(np.float32)
-    for batch in range(4000):
+    batch = tries = 0
+    while tries < 4000:
+        tries += 1
         try:
             ids = [f"d{batch}-{n}" for n in range(BATCH)]
             await client.insert_batch(ids=ids, vectors=vectors, collection=collection, timeout=15.0)
+            batch += 1
+        except OutcomeUnknown:
+            continue  # a busy machine; the same batch once more
         except OutOfMemory as refused:
-            assert f"above {LIMIT}" in refused.message and "memory_bytes_max" in refused.message
-            return batch * BATCH
+            assert str(LIMIT) in refused.message and "memory_bytes_max" in refused.message
+            found = await client.count(collection=collection)
+            assert batch * BATCH <= found <= (batch + 1) * BATCH, "none is lost"
+            return found
     raise AssertionError("memory did not get full")
 
 
@@ -49,7 +56,7 @@ async def test_full_memory_takes_no_data_and_loses_none(tmp_path: Path) -> None:
         accepted = await fill(client, "large")
         assert accepted >= BATCH and await said(client) == {"NeedleMemoryFull"}
         with pytest.raises(OutOfMemory):
-            await client.insert("more", [1.0] * 8, timeout=2.0)
+            await client.insert("more", [1.0] * 8, timeout=5.0)
         begun = asyncio.get_running_loop().time()
         with pytest.raises(OutOfMemory, match="memory_bytes_max"):  # at once, not when its time is up
             await client.create_collection("another", dimensions=8, timeout=60.0)
@@ -108,12 +115,12 @@ async def test_a_refused_write_leaves_nothing_behind(tmp_path: Path, monkeypatch
             gc.disable()
             try:
                 with pytest.raises(OutOfMemory):
-                    await client.insert("b", [1.0] * 8, timeout=0.3)
+                    await client.insert("b", [1.0] * 8, timeout=2.0)
                 with pytest.raises(OutOfMemory):
-                    await client.insert_batch([("b", [1.0] * 8, {"text": "x" * 40_000})], timeout=0.3)
+                    await client.insert_batch([("b", [1.0] * 8, {"text": "x" * 40_000})], timeout=2.0)
                 with pytest.raises(OutOfMemory):
-                    await client.create_collection("c", dimensions=8, timeout=0.3)
+                    await client.create_collection("c", dimensions=8, timeout=2.0)
                 assert len(made) > 2
-                await wait_for(lambda: all(one() is None for one in made), 10, "the end of all refusals")
+                await wait_for(lambda: all(one() is None for one in made), 60, "the end of all refusals")
             finally:
                 gc.enable()

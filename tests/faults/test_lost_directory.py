@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.calm import CALM
 from harness.lives import life_of
-from harness.marked_documents import CALM, fill, follower_of, vector
+from harness.marked_documents import fill, follower_of, vector
 from needle.base.ids import shard_group
 from needle.base.versions import KNOWN
 from needle.local.process_cluster import ProcessCluster, wait_for

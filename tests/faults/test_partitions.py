@@ -14,6 +14,7 @@ from time import monotonic
 
 import pytest
 
+from harness.calm import CALM
 from harness.pinned import Pinned
 from needle.base.errors import NeedleError
 from needle.base.model import ReadMode
@@ -21,8 +22,6 @@ from needle.client import Client
 from needle.local.process_cluster import ProcessCluster, wait_for
 
 VECTOR = [1.0] * 8
-CALM = {"election_timeout": 0.5, "heartbeat_interval": 0.1}
-"""Where a test is about links, an election because this machine is busy would only confuse."""
 
 
 @dataclass
@@ -106,6 +105,20 @@ async def terms(client: Client, cluster: ProcessCluster) -> dict[str, int]:
     return {name: (await client.node_status(node.address)).current_term for name, node in cluster.nodes.items()}
 
 
+async def settled(client: Client, cluster: ProcessCluster) -> tuple[str, dict[str, int]]:
+    """The leader, and the terms, once all nodes have heard of it: one may be late by an election."""
+
+    async def agreed() -> tuple[str, dict[str, int]] | None:
+        seen = {name: await client.node_status(node.address) for name, node in cluster.nodes.items()}
+        if len(found := {(status.leader, status.current_term) for status in seen.values()}) != 1:
+            return None
+        leader = next(iter(found))[0]
+        return (leader, {name: status.current_term for name, status in seen.items()}) if leader else None
+
+    found: tuple[str, dict[str, int]] = await wait_for(agreed, 60, "a leader that all nodes know")
+    return found
+
+
 def cut_off(cluster: ProcessCluster, leader: str) -> None:
     cluster.isolate(leader)
 
@@ -135,7 +148,7 @@ def mute_leader(cluster: ProcessCluster, leader: str) -> None:
 
 @pytest.mark.parametrize("fault", [cut_off, silence_all, deaf_leader, mute_leader])
 async def test_a_leader_that_lost_its_majority_serves_no_old_value(fault, tmp_path: Path) -> None:
-    async with ProcessCluster(tmp_path, linked=True) as cluster:
+    async with ProcessCluster(tmp_path, linked=True, **CALM) as cluster:
         async with cluster.connect() as client:
             first = Writer(client)
             await first.write()
@@ -172,30 +185,34 @@ async def test_after_a_step_down_the_old_leader_serves_nothing_older_than_what_w
     ):
         writer = Writer(client)
         await writer.write()
-        for _ in range(3):
+        handed_over = 0
+        for _ in range(12):  # on a busy machine an election may come before the step-down, and give it to another one
             old = await cluster.leader()
             async with Pinned(cluster.nodes[old].address) as pinned, reading(pinned) as readers:
                 await wait_for(lambda readers=readers: all(len(r.answers) > 10 for r in readers), 60, "leased reads")
                 writing = asyncio.create_task(writer.run())
                 try:
-                    new = await operator.step_down()
-                    assert new != old
+                    was_other = await operator.step_down() != old
                     known = len(writer.acknowledged)
                     await wait_for(lambda known=known: len(writer.acknowledged) > known + 20, 60, "writes after it")
                 finally:
                     writing.cancel()
                     await asyncio.gather(writing, return_exceptions=True)
                 assert readers[0].answers, "nothing was read"
-                assert all(reader.refusals for reader in readers), "the old leader refused nothing"
                 writer.check(readers)
+                if was_other:
+                    assert all(reader.refusals for reader in readers), "the old leader refused nothing"
+                    handed_over += 1
+            if handed_over == 3:
+                return
+        raise AssertionError(f"of twelve step-downs {handed_over} were of the node that was read")
 
 
 async def test_a_follower_that_was_cut_off_does_not_disturb_the_leader(tmp_path: Path) -> None:
     async with ProcessCluster(tmp_path, linked=True, **CALM) as cluster, cluster.connect() as client:
         writer = Writer(client)
         await writer.write()
-        leader = await cluster.leader()
-        before = await terms(client, cluster)
+        leader, before = await settled(client, cluster)
         lonely = next(name for name in cluster.nodes if name != leader)
         cluster.isolate(lonely)
 
@@ -224,8 +241,7 @@ async def test_a_link_that_is_silent_between_two_followers_matters_to_nobody(tmp
     async with ProcessCluster(tmp_path, linked=True, **CALM) as cluster, cluster.connect() as client:
         writer = Writer(client)
         await writer.write()
-        leader = await cluster.leader()
-        before = await terms(client, cluster)
+        leader, before = await settled(client, cluster)
         for link, proxy in cluster.links.items():
             if leader not in link:
                 proxy.silence()
@@ -239,13 +255,12 @@ async def test_a_link_that_is_silent_between_two_followers_matters_to_nobody(tmp
 
 async def test_slow_links_slow_writes_down_and_change_no_leader(tmp_path: Path) -> None:
     async with (
-        ProcessCluster(tmp_path, linked=True, election_timeout=1.0, heartbeat_interval=0.2) as cluster,
+        ProcessCluster(tmp_path, linked=True, **CALM) as cluster,
         cluster.connect() as client,
     ):
         writer = Writer(client)
         await writer.write()
-        leader = await cluster.leader()
-        before = await terms(client, cluster)
+        leader, before = await settled(client, cluster)
         for proxy in cluster.links.values():
             proxy.delay = 0.04
         start = monotonic()

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import needle
+from harness.calm import CALM
 from needle.base.errors import NeedleError, NoQuorum, ProtocolError, WrongCluster
 from needle.local.free_ports import free_ports
 from needle.local.node_process import NodeProcess
@@ -104,7 +105,7 @@ async def test_parts_of_a_data_directory_that_cannot_be_used_are_named(tmp_path:
 
 
 async def test_nodes_of_another_cluster_are_refused_by_name_and_disturb_nobody(tmp_path: Path) -> None:
-    async with ProcessCluster(tmp_path, election_timeout=0.5, heartbeat_interval=0.1) as cluster:
+    async with ProcessCluster(tmp_path, **CALM) as cluster:
         async with cluster.connect() as client:
             await client.insert("a", VECTOR)
             before = await client.status()

@@ -8,8 +8,6 @@ from needle.client import Client
 from needle.local.process_cluster import ProcessCluster, wait_for
 
 DOCUMENTS = 60
-CALM = {"election_timeout": 0.5, "heartbeat_interval": 0.1}
-"""For tests that name the leader, and wait until another one is elected."""
 
 
 def vector(n: int) -> list[float]:

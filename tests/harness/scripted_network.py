@@ -1,9 +1,11 @@
-"""Three nodes with one shard, without a network: what each answers is written down beforehand."""
+"""Three nodes with one shard or several, without a network: what each answers is written down beforehand."""
 
 from __future__ import annotations
 
 import asyncio
 import random
+
+import msgspec
 
 from harness.connected import Connected
 from needle.base.errors import ConnectionLost, DeadlineExceeded, NeedleError, NotLeader
@@ -38,6 +40,17 @@ def one_shard(version: int = 1, **changes: str) -> Topology:
         catalog=names,
         shards=(ShardInfo(shard=0, replicas=names, founders=names),),
         collections=(CollectionInfo(id=1, spec=CollectionSpec(name="default", dimensions=2)),),
+    )
+
+
+def some_shards(count: int) -> Topology:
+    """As `one_shard`, of so many, each of them on all three nodes."""
+    names = tuple(ADDRESSES)
+    return msgspec.structs.replace(
+        one_shard(),
+        settings=ClusterSettings(shard_count=count, replication_factor=3),
+        map=initial_map(CONSISTENT_HASH, count),
+        shards=tuple(ShardInfo(shard=shard, replicas=names, founders=names) for shard in range(count)),
     )
 
 

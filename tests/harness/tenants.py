@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest_asyncio
 
-from harness.marked_documents import CALM
+from harness.calm import CALM
 from needle import Client
 from needle.client.router.routes import BATCH_BYTES_MAX
 from needle.connecting import Credentials, connected

@@ -28,7 +28,8 @@ async def test_no_frame_and_no_call_ends_a_host(tmp_path: Path) -> None:
         await cluster.put("a", 1)
         victim = (await cluster.leader(), *cluster.running())[0]
         host = victim.host
-        await until(lambda: all(host.engine.lives._peers[n].talking for n in cluster.names if n != victim.name))
+        peers, others = host.engine.lives._peers, set(cluster.names) - {victim.name}
+        await until(lambda: others <= peers.keys() and all(peers[name].talking for name in others))
         names = {"a": victim.name, "b": "n2", "c": "n3", "d": "stranger", "": ""}
 
         @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))

@@ -133,6 +133,20 @@ async def test_what_a_log_still_has_is_kept_for_an_archive_that_lacks_more(tmp_p
         assert told.host.committed(0, begins, told.host.applied_index(0), 1 << 20) is not None
 
 
+async def test_a_log_is_kept_for_an_archive_that_is_only_expected(tmp_path: Path) -> None:
+    """Who was just started does not know yet what an archive has."""
+    config = replace(SMALL_STEPS, log_bytes_max=1 << 28)
+    async with Cluster(str(tmp_path), config=config) as cluster:
+        await cluster.put("before", 1)
+        await cluster.converged()
+        told, untold = [node for node in cluster.running() if node is not await cluster.leader()]
+        told.host.expect_archive(0)
+        while untold.host.status(0).first_index <= 10:
+            await cluster.put("filler", 1)
+        await cluster.converged()
+        assert told.host.committed(0, 1, told.host.applied_index(0), 1 << 20) is not None
+
+
 async def test_few_large_entries_are_compacted_by_their_bytes(tmp_path: Path) -> None:
     async with Cluster(str(tmp_path), nodes=3, config=SMALL_LOG) as cluster:
         for number in range(150):
@@ -213,7 +227,7 @@ def test_sizes_are_those_of_a_list(start: int, sizes: list[int], cut: int, more:
     found.drop(drop)
     model = {index: size for index, size in model.items() if index > drop}
     assert found.total == sum(model.values())
-    for index in range(found.start, found.last + 2):
+    for index in range(found.last + 2):
         assert found.after(index) == sum(size for at, size in model.items() if at > index)
     for bound in (0, 64, 200, 700, 10_000):
         low = found.within(bound)

@@ -9,11 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from harness.told import told
 from multiraft.harness import FAST, Cluster, DictMachine, Disk, Node, put, until
+from multiraft.test_apply_steps import SLOW, led
 from needle.base.errors import (
+    DeadlineExceeded,
     DiskFailed,
     InvalidArgument,
     MembershipChangePending,
@@ -548,3 +551,33 @@ async def test_nothing_is_acknowledged_before_its_fsync(tmp_path: Path) -> None:
             for node in hung:
                 node.store.gate = lambda: None
             await cluster.converged()
+
+
+async def test_an_answer_to_a_heartbeat_takes_a_turn_only_where_there_is_something_to_do(tmp_path: Path) -> None:
+    """Most only say that a follower is there. What else needs one is not put off until the next heartbeat."""
+    async with Cluster(str(tmp_path), config=SLOW) as cluster:
+        leader, (follower, _) = await led(cluster)
+        host, engine, name = leader.host, leader.host.engine, follower.name
+        await host.propose(0, put("a", 1), 60)
+        group = engine.find(0)
+        answer = Message(MessageType.HEARTBEAT_RESP, to=leader.name, frm=name, term=group.raft.term)
+
+        def stirs(message: Message) -> bool:
+            engine._dirty.clear()
+            engine.hear(name, [(0, message)])
+            return 0 in engine._dirty
+
+        def all_have_all() -> bool:
+            return all(one.match == group.raft.last_index for one in group.raft.progress().values())
+
+        await until(lambda: all_have_all() and not engine._scheduled and not stirs(answer))
+        future = group.conditions.until(lambda: False, engine.clock.monotonic() + 60, lambda: DeadlineExceeded("late"))
+        assert stirs(answer)  # somebody waits for what it may bring about
+        future.cancel()
+        group.conditions.check()
+        assert not stirs(answer)
+        cluster.network.isolate(name)
+        await host.propose(0, put("b", 2), 60)
+        assert stirs(answer)  # it lacks an entry, and is to get it
+        assert stirs(msgspec.structs.replace(answer, term=group.raft.term + 1))  # somebody else leads
+        assert not host.is_leader(0)

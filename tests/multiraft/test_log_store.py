@@ -15,6 +15,7 @@ from needle.base.errors import CorruptLog, DiskFailed, StorageError, Unsupported
 from needle.multiraft.log.group_log import LogWrite
 from needle.multiraft.log.log_records import (
     BOOTSTRAP,
+    GIVEN_UP,
     HARD,
     META_KEY,
     PENDING,
@@ -23,6 +24,8 @@ from needle.multiraft.log.log_records import (
     PendingInstall,
     RepairRecord,
     StartRecord,
+    decode_record,
+    encode_record,
     entry_key,
     record_key,
 )
@@ -142,6 +145,26 @@ def test_round_trip_over_a_restart(make_store) -> None:  # type: ignore[no-untyp
     third = opened(make_store())
     assert third.group(7).pending is None
     assert third.group(7).repair is None
+
+
+def test_a_note_of_what_was_given_up_is_read_or_passed_over(make_store) -> None:  # type: ignore[no-untyped-def]
+    """These read the record as a configuration, and what a founder writes is what they wrote."""
+    logs, key = opened(make_store()), record_key(3, BOOTSTRAP)
+    log, conf = logs.group(3), ConfState(voters=("n1",))
+    write(logs, LogWrite(log=log, hard_state=HardState(3), bootstrap=conf, repair=RepairRecord(2, 20, "why", True)))
+    assert not log.given_up
+    assert make_store().get(key) == encode_record(key, conf)
+    logs = opened(make_store())
+    assert logs.group(3).repair == RepairRecord(2, 20, "why", returned=True)
+    write(logs, LogWrite(log=logs.group(3), bootstrap=GIVEN_UP))
+    store = make_store()
+    stored = store.get(key)
+    assert stored is not None and decode_record(key, stored, ConfState) == ConfState()
+    logs = opened(store)
+    log = logs.group(3)
+    assert log.given_up and log.bootstrap == ConfState()
+    write(logs, LogWrite(log=log, bootstrap=ConfState()))
+    assert not log.given_up and not opened(make_store()).group(3).given_up
 
 
 def test_reads_are_bounded_and_refuse_what_is_not_there(make_store) -> None:  # type: ignore[no-untyped-def]

@@ -187,10 +187,11 @@ def test_harness_machine_refuses_gaps() -> None:
 
 @pytest.mark.parametrize("written", [0, 12])
 async def test_a_state_that_was_deleted_on_purpose_is_fetched_and_term_and_vote_are_kept(
-    tmp_path: Path, written: int
+    tmp_path: Path, written: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whether the log still has all entries or not. Before it has more than it acknowledged it does not vote: else it
-    could help one to lead who missed its removal."""
+    could help one to lead who missed its removal. It is no damage, and nobody is told of one, nor of its end."""
+    caplog.set_level("INFO")
     async with Cluster(str(tmp_path)) as cluster:
         for number in range(written):
             await cluster.put(f"k{number}", number)
@@ -217,6 +218,46 @@ async def test_a_state_that_was_deleted_on_purpose_is_fetched_and_term_and_vote_
         await until(lambda: victim.host.engine.find(0).may_vote)
         assert await cluster.converged() == state
         await cluster.put("z", 1)
+        assert not _told_of_damage(caplog)
+        assert caplog.text.count("had given it up") == caplog.text.count("all of it again, and votes") == 1
+        await _loses_its_state(victim)
+        await until(lambda: _told_of_damage(caplog) == ["log_damaged", "log_repaired"])
+
+
+async def _loses_its_state(node: Node) -> None:
+    """But for the log, which was compacted."""
+    log = node.host.engine.groups[0].log
+    last = log.last_index()
+    await node.host.engine.durable(LogWrite(log=log, compact=StartRecord(last, log.term(last))))
+    await node.down()
+    node.disks[0] = Disk()
+    await node.start()
+    assert not node.host.engine.find(0).may_vote
+
+
+def _told_of_damage(caplog: pytest.LogCaptureFixture) -> list[str]:
+    kinds = [getattr(one, "kind", "") for one in caplog.records]
+    return [kind for kind in kinds if kind in ("log_damaged", "log_repaired")]
+
+
+async def test_a_replica_whose_files_were_not_deleted_after_all_is_whole_and_later_damage_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The node was killed between the note in the log and the deletion, and the shard came back. What is lost then is
+    no return."""
+    async with Cluster(str(tmp_path)) as cluster:
+        state = await _written(cluster)
+        victim = next(n for n in cluster.running() if not n.host.is_leader(0))
+        await victim.host.engine.close_group(0)
+        await victim.host.forget_state(0)
+        await victim.restart()
+        assert victim.host.engine.find(0).may_vote
+        assert not victim.host.engine.groups[0].log.given_up
+        assert await cluster.converged() == state
+        assert not _told_of_damage(caplog)
+        await _loses_its_state(victim)
+        await until(lambda: _told_of_damage(caplog) == ["log_damaged", "log_repaired"])
+        assert await cluster.converged() == state
 
 
 async def test_who_founded_a_group_alone_and_gave_it_up_can_hold_it_again(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ async def test_each_is_answered_when_its_number_is_reached_or_its_deadline_passe
         assert waiters.next_deadline == min((deadline for _, deadline, _ in waiting), default=NEVER)
     waiters.fail_all(Unavailable("over"))
     assert all(isinstance(future.exception(), Unavailable) for _, _, future in waiting)
-    assert not waiters and waiters.next_deadline == NEVER
+    assert not waiters.waiting and waiters.next_deadline == NEVER
 
 
 async def test_a_step_costs_nothing_for_those_that_go_on_waiting() -> None:
@@ -91,7 +91,7 @@ async def test_of_those_that_gave_up_nothing_piles_up() -> None:
     waiters = Waiters()
     for _ in range(10_000):
         add(waiters, 1 << 60, 86_400.0).cancel()
-    assert len(waiters._by_number) <= 64
+    assert len(waiters.waiting) <= 64
     assert len(waiters._by_deadline) <= 64
 
 

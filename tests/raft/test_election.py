@@ -326,7 +326,7 @@ def test_a_node_in_maintenance_follows_and_votes_but_never_leads() -> None:
     cluster = Cluster(3)
     leader = cluster.leader()
     resting, other = [n for n in cluster.nodes.values() if n is not leader]
-    resting.core().set_quiesced(True)
+    resting.core().set_quiesced(False, resting=True)
     leader.core().transfer_leadership(resting.id, leader.now())
     leader.pump()
     cluster.run(0.6)
@@ -334,6 +334,68 @@ def test_a_node_in_maintenance_follows_and_votes_but_never_leads() -> None:
     leader.crash()
     cluster.run_until(lambda: other.core().role is Role.LEADER)
     cluster.converge()
+
+
+@pytest.mark.parametrize("voters", [3, 5])
+def test_a_node_in_maintenance_leads_only_if_no_other_live_voter_has_what_is_committed(voters: int) -> None:
+    """Else a majority lives and has no leader: who may lead lacks entries, and who has them may not."""
+    cluster = Cluster(voters)
+    leader = cluster.leader()
+    resting, behind, *_ = [n for n in cluster.nodes.values() if n is not leader]
+    resting.core().set_quiesced(False, resting=True)
+    cluster.isolate(behind.id)
+    cluster.put(b"x")
+    leader.crash()
+    cluster.heal()
+    cluster.run_until(lambda: any(node is not leader for node in cluster.leaders()))
+    assert (cluster.leader() is resting) is (voters == 3)
+    cluster.run(20 * T)
+    assert sum(resting.core().causes.elections.values()) == (1 if voters == 3 else 0)
+    cluster.put(b"y")
+
+
+def test_a_node_in_maintenance_first_lets_others_try_who_have_what_it_has() -> None:
+    solo = Solo(1, 1, term=1)
+    solo.raft.set_quiesced(False, resting=True)
+    solo.now += 1
+    began = solo.now
+    while solo.raft.role is Role.FOLLOWER:
+        assert solo.now - began < 6 * T
+        solo.receive(MessageType.PRE_VOTE, "b", 2, index=1, log_term=1)
+        solo.settle()
+        solo.pass_time(T / 10)
+    assert solo.now - began > 2 * T
+
+
+def test_a_node_in_maintenance_does_not_go_by_who_was_refused_before_somebody_led() -> None:
+    """By the next time that nobody leads, others may have all that it has, and are let try first, as ever."""
+    solo = Solo(1, 1, term=1)
+    solo.raft.set_quiesced(False, resting=True)
+    solo.now += 1
+    for _ in range(15):
+        solo.receive(MessageType.PRE_VOTE, "b", 2, index=1, log_term=1)
+        assert all(m.reject for m in solo.settle())
+        solo.pass_time(T / 10)
+    solo.receive(MessageType.HEARTBEAT, "c", 2)
+    solo.settle()
+    assert solo.raft.leader == "c"
+    for _ in range(60):
+        solo.pass_time(T / 10)
+        assert solo.raft.role is Role.FOLLOWER
+    assert not [m for m in solo.out if m.type in (MessageType.PRE_VOTE, MessageType.VOTE)]
+
+
+def test_who_may_not_lead_at_all_does_not_lead_either_where_others_lack_what_it_has() -> None:
+    cluster = Cluster(3)
+    leader = cluster.leader()
+    damaged, behind = [n for n in cluster.nodes.values() if n is not leader]
+    damaged.core().set_quiesced(True, resting=True)
+    cluster.isolate(behind.id)
+    cluster.put(b"x")
+    leader.crash()
+    cluster.heal()
+    cluster.run(30 * T)
+    assert cluster.leaders() == []
 
 
 def _followed_since_a_write() -> Solo:

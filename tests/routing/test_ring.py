@@ -28,6 +28,12 @@ def test_routing_keys_and_owners_never_change(case: dict[str, object]) -> None:
     assert initial_map(strategy, 8).owner(key) == case["shard"]
 
 
+@given(st.sampled_from([CONSISTENT_HASH, HASH, RANGE]), st.lists(st.text(max_size=40)), st.integers(1, 9))
+def test_many_ids_have_the_owners_of_each(strategy: ShardStrategy, ids: list[str], shards: int) -> None:
+    now = initial_map(strategy, shards)
+    assert now.owners_of(ids) == [now.owner(routing_key(strategy, shards, one)) for one in ids]
+
+
 @given(st.integers(1, 20), st.integers(1, 40))
 @settings(max_examples=40, deadline=None)
 def test_adding_a_shard_moves_keys_only_to_it(shards: int, virtual_nodes: int) -> None:

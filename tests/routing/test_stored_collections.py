@@ -9,11 +9,15 @@ import pytest
 
 from needle.base.model import CollectionSpec, VectorSpec
 from needle.routing.stored_collections import StoredCollections, StoredNames
-from needle.routing.topology import CollectionInfo, NamedVector, Topology, vector_id
+from needle.routing.topology import AliasInfo, CollectionInfo, NamedVector, Topology, vector_id
 
 
 def books(id_: int, ttl: float = 0.0) -> CollectionInfo:
     return CollectionInfo(id=id_, spec=CollectionSpec(name="books", dimensions=2, ttl=ttl))
+
+
+def films(id_: int) -> CollectionInfo:
+    return CollectionInfo(id=id_, spec=CollectionSpec(name="films", dimensions=2))
 
 
 def test_a_newer_catalog_is_asked_anew() -> None:
@@ -28,6 +32,17 @@ def test_a_newer_catalog_is_asked_anew() -> None:
     made_again = msgspec.structs.replace(before, collections=(books(4),))
     assert known.find(made_again, stored) is None
     assert known.find(made_again, made_again.collections[0].stored_name) is made_again.collections[0]
+
+
+def test_what_callers_name_is_what_the_topology_at_hand_says() -> None:
+    known, before = StoredCollections(), Topology(version=1, collections=(books(3), films(5)))
+    assert known.named(before, "books") is before.collections[0] is known.named(before, "books")
+    assert known.named(before, "novels") is None
+    aliased = msgspec.structs.replace(before, version=2, aliases=(AliasInfo("novels", "books"),))
+    assert known.named(aliased, "novels") is before.collections[0]
+    turned = msgspec.structs.replace(aliased, version=3, aliases=(AliasInfo("novels", "films"),))
+    assert known.named(turned, "novels") is before.collections[1] is known.named(turned, "novels")
+    assert known.named(msgspec.structs.replace(turned, version=4, aliases=()), "novels") is None
 
 
 def named(id_: int, name: str, *vectors: str) -> CollectionInfo:

@@ -1,6 +1,8 @@
 """Slow, silent and hostile peers: memory stays bounded and everybody else goes on."""
 
 import asyncio
+import contextlib
+import gc
 import itertools
 import socket
 import threading
@@ -50,6 +52,27 @@ async def test_a_silent_client_is_closed_after_the_hello_timeout(net, recorder):
     server = await net.server(recorder, hello_timeout=0.02)
     reader, _ = await net.raw(server.port)
     assert "no hello" in str(await read_error(reader))
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_connection_that_came_just_before_the_stop_ends_with_it(net, recorder, turns):
+    """The loop had accepted it and told of it behind the stop: it went on, and a loop that waits for all connections of
+    a server before it has closed (Python 3.12) waited for good."""
+    server = await net.server(recorder)
+    loop = asyncio.get_running_loop()
+    with socket.create_connection(("127.0.0.1", server.port)) as late:
+        late.setblocking(False)
+        late.send(HELLO_FRAME)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await server.stop()
+        await asyncio.sleep(0)
+        gc.collect()  # of one that it had only begun to accept asyncio itself keeps the socket until then
+        async with asyncio.timeout(30.0):
+            with contextlib.suppress(ConnectionError):
+                while await loop.sock_recv(late, 1 << 16):
+                    pass
+    assert not server.connections
 
 
 async def test_a_silent_server_ends_the_attempt(net):

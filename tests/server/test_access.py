@@ -30,11 +30,13 @@ from needle.base.config import Limits
 from needle.base.errors import Forbidden, InvalidArgument, NeedleError, TooManyRequests, Unauthenticated, UnknownMethod
 from needle.base.model import CollectionSpec, SearchRequest
 from needle.base.rates import Rates
+from needle.base.versions import KNOWN
 from needle.protocol import calls, commands
 from needle.protocol.bounds import BY_METHOD, bound_call, bound_command
 from needle.protocol.calls import CollectionsAnswer, CollectionsCall, Freshness, SearchCall
 from needle.protocol.peer_calls import TOPOLOGY, TopologyAnswer, TopologyCall
 from needle.routing.topology import AliasInfo, CollectionInfo, Topology
+from needle.routing.topology_changes import FORM, History, Summed, changed
 from needle.server.access import NO_KEY, WRONG_KEY, Access
 from needle.server.service.dispatch import Service
 from needle.server.service.methods import NEEDS, judge_call, told
@@ -151,7 +153,7 @@ def service() -> Service:
         node_id="n1",
         host=SimpleNamespace(disconnected=lambda _: None, engine=engine),
         heard_from=lambda _: None,
-        ports=SimpleNamespace(rng=None, audit=None),
+        ports=SimpleNamespace(rng=None, audit=None, search_pool=None, spent=None),
         coordinator=None,
         config=SimpleNamespace(log=SimpleNamespace(slow_request_seconds=0.0), limits=Limits()),
         topology=Topology(),
@@ -165,7 +167,7 @@ def service() -> Service:
 
 def caller(rank: int, *collections: str) -> Any:
     identity = Identity(ROLES[rank], rank, frozenset(collections) or None)
-    return SimpleNamespace(node_id="n2" if rank == NODE else "", identity=identity)
+    return SimpleNamespace(node_id="n2" if rank == NODE else "", identity=identity, knows=KNOWN)
 
 
 def test_every_method_has_a_row_in_the_table(service: Service) -> None:
@@ -359,6 +361,31 @@ def test_keys_are_told_to_admins_and_nodes_and_collections_to_those_whose_key_is
         assert [one.name for one in heard.aliases] == ["to-a"]
         heard.check_invariants()
     assert told(caller(READER).identity, TOPOLOGY, call, TopologyAnswer("n1", None)).topology is None
+
+
+async def test_what_changed_is_told_as_the_caller_may_hear_it(service: Service) -> None:
+    """A key was made, and a collection: admins hear of both, readers of the collection, and who may use some
+    collections of those alone, whole."""
+    before = msgspec.structs.replace(TOPOLOGY_NOW, founding=7, keys=())
+    made = CollectionInfo(id=10, spec=CollectionSpec(name="c", dimensions=2))
+    now = msgspec.structs.replace(before, version=10, keys=TOPOLOGY_NOW.keys, collections=(*before.collections, made))
+    node: Any = service._node
+    node.topology, node.history = now, History()
+    node.history.follow(before)
+    node.history.follow(now)
+    body = calls.encode(TopologyCall(9, 0.0, False, 7, FORM))
+    for rank in (READER, WRITER, ADMIN, NODE):
+        data: Any = await service.on_request(caller(rank), TOPOLOGY, body)  # type: ignore[misc]
+        assert (now.keys[0].digest in data) == (rank >= ADMIN)
+        answer = calls.decode(data, TopologyAnswer)
+        assert answer.topology is None and answer.changes is not None
+        heard = changed(Summed.of(before), answer.changes)
+        assert heard is not None
+        assert heard.topology == now.told_to(caller(rank).identity)
+        some = caller(rank, "a")
+        if rank < ADMIN:
+            answer = calls.decode(await service.on_request(some, TOPOLOGY, body), TopologyAnswer)  # type: ignore
+            assert answer.topology == now.told_to(some.identity) and answer.changes is None
 
 
 @pytest.mark.parametrize("epoch", [0, 3])

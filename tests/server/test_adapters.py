@@ -124,6 +124,47 @@ def test_a_process_that_is_kept_to_some_cores_counts_these() -> None:
     assert usable_cores() == len(all_of_them)
 
 
+async def test_a_pool_that_is_closed_while_its_thread_repeats_waits_for_one_call_only() -> None:
+    pool, looked = ThreadPool("watch"), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    watching = asyncio.ensure_future(pool.repeat(0.001, lambda: loop.call_soon_threadsafe(looked.set)))
+    await looked.wait()
+    try:
+        async with asyncio.timeout(30):
+            await asyncio.to_thread(pool.close)
+            await watching
+    finally:
+        watching.cancel()
+
+
+async def test_a_thread_that_repeats_ends_with_whoever_waits_for_it_and_tells_what_failed() -> None:
+    pool, called, loop = ThreadPool("watch"), asyncio.Event(), asyncio.get_running_loop()
+    threads = set[str]()
+
+    def look() -> None:
+        threads.add(threading.current_thread().name)
+        loop.call_soon_threadsafe(called.set)
+
+    watching = asyncio.ensure_future(pool.repeat(0.001, look))
+    for _ in range(3):
+        called.clear()
+        async with asyncio.timeout(30):
+            await called.wait()
+    watching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await watching
+
+    def fails() -> None:
+        raise StorageError("the disk is gone")
+
+    with pytest.raises(StorageError, match="gone"):  # the same thread is free again
+        await pool.repeat(0.001, fails)
+    await asyncio.to_thread(pool.close)
+    assert threads == {"needle-watch-0"}
+    with pytest.raises(Unavailable):
+        await pool.repeat(0.001, look)
+
+
 def test_the_clock_never_goes_back() -> None:
     clock = SystemClock()
     times = [clock.monotonic() for _ in range(1000)]

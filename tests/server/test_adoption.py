@@ -60,7 +60,7 @@ async def test_what_is_being_closed_when_the_node_stops_is_closed_with_the_rest(
         groups={2: shard},
         host=SimpleNamespace(engine=SimpleNamespace(close_group=close_group)),
         catalog=catalog,
-        ports=SimpleNamespace(search_threads=1, search_pool=None, clock=SimpleNamespace(monotonic=None)),
+        ports=SimpleNamespace(search_threads=1, search_pool=None, spent=None),
     )
     told: Any = SimpleNamespace(
         node=lambda _: SimpleNamespace(incarnation=1, state=NodeState.ACTIVE), hosted_by=lambda _: [], catalog=()

@@ -82,14 +82,14 @@ async def test_background_work_goes_on_whatever_the_leader_answers(answer: Told)
     hosted._call = Caller(lambda *_: answer).call
     await hosted._catch_up()
     nothing: Any = None
-    at = ChoreContext(1, nothing, hosted._host, nothing, nothing, nothing)
+    at = ChoreContext(1, nothing, hosted._host, nothing, nothing, nothing, nothing)
     await FieldUpkeep(at, hosted._call, nothing)._learn()
     assert not hosted.caught_up
 
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=named)
 async def test_a_preferred_leader_that_cannot_be_understood_gets_no_leadership(answer: Told) -> None:
-    node: Any = SimpleNamespace(peers=Caller(lambda *_: answer))
+    node: Any = SimpleNamespace(peers=Caller(lambda *_: answer), now=lambda: 0.0)
     assert not await LeaderSpread(node)._willing(1, "node-2")
 
 

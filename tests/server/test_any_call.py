@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness.marked_documents import CALM
+from harness.calm import CALM
 from needle.base.config import RaftConfig
 from needle.base.errors import Internal, NeedleError
 from needle.connecting import system_caller

@@ -6,7 +6,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-from needle.multiraft.archives import ACTIVE_SECONDS, SECONDS, TARGETS_MAX, Archives
+from needle.multiraft.archives import ACTIVE_SECONDS, SECONDS, TARGETS_MAX, UNNAMED, Archives
 from needle.multiraft.host import Host
 from needle.protocol.archive_calls import LogCall
 from needle.server.service.archiving import Archiving
@@ -29,6 +29,7 @@ class Leader:
             read_index=self._read_index,
             committed=lambda *_: [],
             term_of=lambda *_: 0,
+            has_upto=lambda _, index: index,
             note_archived=lambda *said: Host.note_archived(self.host, *said),
         )
         self.compaction = compaction
@@ -115,6 +116,47 @@ def test_the_log_is_kept_for_each_of_a_few() -> None:
     for n in range(TARGETS_MAX):
         archives.note(f"{n}", 100 + n, 0, 30.0)
     assert {one.match for one in archives.members(30.0)} == {100 + n for n in range(TARGETS_MAX)}
+
+
+def test_the_log_is_kept_for_an_archive_that_is_expected_until_others_have_asked() -> None:
+    archives = Archives()
+    archives.note(UNNAMED, 0, 0, 0.0)
+    assert [(one.match, one.active) for one in archives.members(20.0)] == [(0, True)]
+    assert [(one.match, one.active) for one in archives.members(SECONDS)] == [(0, False)]
+    assert archives.until(20.0) == 0 and archives.silent(20.0) == 20.0, "it has said nothing"
+    archives.note("a", 7, 9, 30.0)
+    assert sorted(one.match for one in archives.members(ACTIVE_SECONDS)) == [0, 7], "another one may not have asked yet"
+    assert [one.match for one in archives.members(ACTIVE_SECONDS + 1)] == [7]
+
+
+def test_who_begins_at_an_empty_target_does_not_end_what_is_kept_for_the_one_that_is_expected() -> None:
+    """A minute after a second archiver had begun elsewhere a restarted node cut what the first one, which was down,
+    lacked: that archive had a gap."""
+    archives = Archives()
+    archives.note(UNNAMED, 0, 0, 0.0)
+    for last in (0, 50):
+        archives.note("b", last, 0, 10.0)
+    assert sorted(one.match for one in archives.members(SECONDS)) == [0, 50]
+    archives.note("a", 7, 9, 100.0)
+    assert sorted(one.match for one in archives.members(100.0)) == [7, 50]
+
+
+async def test_a_replica_that_hears_late_of_an_archive_that_begins_elsewhere_keeps_its_log_for_the_other_one() -> None:
+    """All nodes were restarted while one archiver was down, and another one began elsewhere: replicas that did not lead
+    heard of it when it had something, took it for the one that was there before, and cut their logs after a minute.
+    When one of them led next, the first archive had a gap. So it was with who led next and had not been told."""
+    replica = Leader()
+    for leads in (False, True):
+        replica.leads, replica.compaction.archives = leads, Archives()
+        replica.host.expect_archive = None
+        Host.expect_archive(replica.host, SHARD)
+        for kept in (50, 60):
+            await replica.service.log(LogCall(SHARD, 60, kept, 0, 1, target="b", follower=not leads, begun=True))
+        kept_for = replica.compaction.archives.members(replica.now + ACTIVE_SECONDS + 1)
+        assert sorted(one.match for one in kept_for) == [0, 60]
+        await replica.service.log(LogCall(SHARD, 60, 7, 0, 1, target="a", follower=not leads))
+        kept_for = replica.compaction.archives.members(replica.now + ACTIVE_SECONDS + 1)
+        assert sorted(one.match for one in kept_for) == [7, 60]
 
 
 async def test_an_archiver_that_stores_nothing_is_late_though_it_asks() -> None:

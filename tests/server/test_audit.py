@@ -16,15 +16,16 @@ import msgspec
 import pytest
 
 import needle
-from needle.base.access import ADMIN, Identity, new_key
+from needle.base.access import ADMIN, READER, Identity, new_key
 from needle.base.audit_config import AuditConfig
-from needle.base.errors import ConfigError, Forbidden
+from needle.base.errors import ConfigError, Forbidden, Unavailable
 from needle.base.ids import shard_group
 from needle.base.model import CollectionSpec
 from needle.protocol import calls, catalog_commands, commands
 from needle.protocol.peer_calls import CATALOG, CatalogCall
 from needle.routing.topology import NodeInfo
 from needle.rpc.handler import Peer
+from needle.rpc.promise import Promise
 from needle.server.audit import REFUSALS_A_SECOND, TEXT_MAX, WAITING_BYTES_MAX, Audit
 from needle.server.service.audited import LOOKED_AT_BYTES, Audited
 
@@ -198,6 +199,25 @@ def test_a_call_of_the_binary_protocol_has_the_id_that_its_client_gave_it(tmp_pa
 
 async def _answer(answer: Any) -> None:
     await answer
+
+
+async def test_a_read_of_a_key_of_some_collections_hears_that_its_caller_has_gone(tmp_path: Path) -> None:
+    """It took a worker from others until it ended, and was not answered when the node stopped."""
+
+    class Read(Promise[bytes]):
+        def cancel(self) -> None:
+            self.set_exception(Unavailable("given up"))
+
+    audit = audit_in(tmp_path)
+    audited = Audited(audit, _Clock(), random.Random(1), lambda *_: Read())
+    peer = Peer("", 0, "h:2", Identity("k", READER, frozenset({"books"})))
+    answer = audited.on_request(peer, calls.SEARCH, b"")
+    assert isinstance(answer, Promise)
+    answer.cancel()
+    assert answer.done()
+    with pytest.raises(Unavailable, match="given up"):
+        await answer
+    audit.close()
 
 
 def test_a_large_write_of_documents_is_no_call_of_an_administrator(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from needle.base.errors import DiskFull, StaleEpoch, Unavailable
+from needle.base.errors import CollectionNotFound, DiskFull, StaleEpoch, Unavailable
 from needle.base.model import CollectionSpec, Metric
 from needle.protocol import calls
 from needle.protocol.bulk_calls import BulkHereAnswer
@@ -91,6 +91,15 @@ async def test_another_map_in_the_shards_log_refuses_it_at_once() -> None:
     node.topology = None
     node.blocking = blocking
     with pytest.raises(StaleEpoch):
+        await BulkLoads(node)._ready(hosted, 1, LOAD, SimpleNamespace(left=lambda: 1000.0))  # type: ignore[arg-type]
+
+
+async def test_a_collection_that_is_dropped_while_the_files_are_looked_for_is_told_as_that() -> None:
+    view = SimpleNamespace(collections={}, fence=None)
+    hosted: Any = SimpleNamespace(replica=SimpleNamespace(staged=SimpleNamespace(here=lambda _: -1), view=view))
+    node: Any = Node(NEEDED)
+    node.blocking = blocking
+    with pytest.raises(CollectionNotFound, match="no collection with id 1"):
         await BulkLoads(node)._ready(hosted, 1, LOAD, SimpleNamespace(left=lambda: 1000.0))  # type: ignore[arg-type]
 
 

@@ -23,6 +23,7 @@ from needle.client.divergence import differing, strays
 from needle.protocol import calls, commands
 from needle.protocol.catalog_commands import encode
 from needle.routing.topology import Topology
+from needle.server.beats import Beats
 from needle.server.chores.comparing import COMPARE_SECONDS, DIGEST_AT, Comparing, ShardCompared
 from needle.server.chores.comparing_catalog import CatalogCompared
 from needle.server.chores.context import ChoreContext
@@ -44,11 +45,14 @@ class World:
         host: Any = self
         self.comparing = Comparing(
             ShardCompared(
-                ChoreContext(1, self.replicas["n1"], host, clock, host, lambda: Topology(cluster_version=self.version))
+                ChoreContext(1, self.replicas["n1"], host, clock, host, self._topology, Beats(now)),
             ),
             lambda: ["n2", "n3"], self._call,
         )  # fmt: skip
         self.write(commands.CreateCollection(spec()))
+
+    def _topology(self) -> Topology:
+        return Topology(cluster_version=self.version)
 
     def write(self, command: Any, *, differs: str = "") -> Any:
         entries, told = self.log.add(command), None
@@ -208,10 +212,9 @@ class CatalogWorld:
         self.odd, self.leads, self.stopped, self.index, self.asked = odd, True, False, 0, 0
         self.forms = dict.fromkeys(self.machines, form())
         now = asyncio.get_running_loop().time
-        clock: Any = SimpleNamespace(monotonic=now, wall=now)
         node: Any = self
         self.sides = {
-            name: CatalogCompared(node, clock, node, lambda name=name: self.machines[name])  # type: ignore[misc]
+            name: CatalogCompared(node, node, lambda name=name: self.machines[name], Beats(now))  # type: ignore[misc]
             for name in self.machines
         }
         self.comparing = Comparing(self.sides["n1"], self.sides["n1"].others, self._call)

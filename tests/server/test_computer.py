@@ -74,13 +74,13 @@ def test_memory_of_its_own_counts_and_mapped_files_do_not(tmp_path: Path) -> Non
 
 def test_memory_that_is_swapped_out_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     told = {
-        "/proc/self/statm": "9000 5000 2000 1 0 4000 0\n",
-        "/proc/self/status": "Name:\tneedle\nVmRSS:\t   20000 kB\nVmSwap:\t   700 kB\nThreads:\t4\n",
+        "/proc/self/statm": b"9000 5000 2000 1 0 4000 0\n",
+        "/proc/self/status": b"Name:\tneedle\nVmRSS:\t   20000 kB\nVmSwap:\t   700 kB\nThreads:\t4\n",
     }
-    monkeypatch.setattr(computer, "_read", lambda path: told[path])
+    monkeypatch.setattr(computer, "_told", lambda path: told[path])
     held = 3000 * os.sysconf("SC_PAGE_SIZE")
     assert computer.own_bytes() == held + 700 * 1024
-    told["/proc/self/status"] = "Name:\tneedle\n"  # of a system without swap
+    told["/proc/self/status"] = b"Name:\tneedle\n"  # of a system without swap
     assert computer.own_bytes() == held
 
 

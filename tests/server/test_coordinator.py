@@ -36,8 +36,10 @@ from needle.protocol.catalog_commands import (
     StartMove,
     StartRebalance,
     StepRebalance,
+    WeighNode,
 )
 from needle.protocol.peer_calls import WHO, DiskRoom, Levels, MemoryRoom, WhoAnswer
+from needle.routing.copy_rates import MEASURED_ELSEWHERE
 from needle.routing.jobs import Job, JobState, Phase, RebalanceConfig
 from needle.routing.leadable import LEADABLE
 from needle.routing.planned_moves import MoveRange, MoveReplicas
@@ -323,6 +325,29 @@ def test_a_successor_measures_calls_anew_when_the_map_has_stood_still() -> None:
     _run(work())
 
 
+def test_a_plan_says_how_fast_the_latest_moves_copied() -> None:
+    async def work() -> None:
+        paper = _started(Wish(retire=(0,)))
+        coordinator = paper.coordinator()
+        await coordinator._round()
+        assert (await coordinator.plan(Wish(), 1.0)).rates == MEASURED_ELSEWHERE
+        copying = [one.id for one in paper.job.running if isinstance(one.move, MoveRange)]
+        looks = []
+        for at in range(1, 9):
+            paper.copied = dict.fromkeys(copying, 2 * at)
+            paper.later += 0.5
+            looks.append(paper.commands + paper.later)
+            await coordinator._round()
+        while paper.started:
+            paper.finish()
+        await coordinator._round()
+        rates = (await coordinator.plan(Wish(), 1.0)).rates
+        assert rates.range_documents == pytest.approx(14 / (looks[-1] - looks[0]), rel=0.1)
+        assert rates.replica_bytes is None
+
+    _run(work())
+
+
 def test_who_asks_for_a_plan_is_told_which_shards_it_leaves_alone_after_an_elections_time() -> None:
     async def work() -> None:
         paper = _started(Wish(retire=(0,)))
@@ -511,9 +536,9 @@ def test_progress_says_what_is_going_on() -> None:
 def test_progress_asks_and_plans_once_for_many_who_look(monkeypatch: pytest.MonkeyPatch) -> None:
     planned: list[Wish] = []
 
-    def counted(topology: Topology, stats: ClusterStats, wish: Wish | None = None) -> Plan:
+    def counted(topology: Topology, stats: ClusterStats, wish: Wish | None = None, named: bool = False) -> Plan:
         planned.append(wish or Wish())
-        return plan(topology, stats, wish)
+        return plan(topology, stats, wish, named)
 
     monkeypatch.setattr(planner, "plan", counted)
 
@@ -633,6 +658,29 @@ def test_healing_of_two_nodes_goes_on_when_one_is_removed_meanwhile() -> None:
         assert not _holds(made.topology, left)
         with pytest.raises(InvalidArgument, match="lost"):  # who asks again is told
             await coordinator.plan(Wish(lost=(empty,), balance=False), 1.0)
+
+    _run(work())
+
+
+def test_what_was_about_a_node_that_is_removed_is_not_about_another_one_of_weight_0() -> None:
+    """What is left of its wish names nothing, and a wish that never named anything is about all nodes of weight 0."""
+
+    async def work() -> None:
+        made = world(nodes=3, documents=400)
+        made.documents = [one for one in made.documents if one[0] < b"\x00\x02"]  # what two of four shards own
+        join(made, info(4))
+        made.index += 1
+        made.topology = execute(made.topology, made.index, WeighNode("node-3", 0.0))[0]
+        paper = _started(Wish(weights={"node-4": 0.5}), made)
+        paper.tell(RemoveNode("node-4"))
+        for _ in range(4 * STUCK_MAX):
+            if paper.job.over:
+                break
+            await paper.coordinator()._round()
+            while paper.started:
+                paper.finish()
+        assert paper.job.state is JobState.DONE and paper.job.moves, paper.job.why
+        assert "left as it is: node-3 keeps its replica of" in paper.job.why
 
     _run(work())
 

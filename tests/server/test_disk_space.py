@@ -55,7 +55,7 @@ def test_data_is_refused_and_deletes_are_not_while_there_is_little_room() -> Non
     disk.free = LIMIT - 1
     space.look()
     for command in (insert, create):
-        with pytest.raises(DiskFull, match="the disk of node node-2 has 999 bytes left"):
+        with pytest.raises(DiskFull, match="node-2 has 999 bytes left, and data is refused until it has 1250:"):
             space.check(command)
     space.check(Delete("c", ["a"]))
     space.check(DropCollection("c"))

@@ -10,6 +10,7 @@ from typing import Any
 from client.fake_shards import virtually
 from needle.protocol import calls
 from needle.protocol.calls import GroupCall, LeaderAnswer
+from needle.server.beats import Beats
 from needle.server.certificates import EXPIRED
 from needle.server.service.operations import Operations
 from needle.server.upkeep.leaders import LeaderSpread
@@ -51,6 +52,7 @@ def leading(host: Group) -> Any:
     info = SimpleNamespace(shard=0, replicas=["node-2", "node-1"])
     return SimpleNamespace(
         node_id="node-1",
+        config=SimpleNamespace(election_timeout=1.0),
         host=host,
         peers=host,
         space=SimpleNamespace(low=False),
@@ -58,6 +60,7 @@ def leading(host: Group) -> Any:
         groups={1: None},
         expired=False,
         now=lambda: asyncio.get_running_loop().time(),
+        beats=Beats(lambda: asyncio.get_running_loop().time(), lambda: host.stopped),
     )
 
 

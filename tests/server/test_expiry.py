@@ -24,6 +24,7 @@ from needle.protocol.calls import WriteCall
 from needle.protocol.catalog_commands import AlterCollection, CreateCollection, decode, encode
 from needle.protocol.commands import NEVER, Change, ChangeWhere, Delete, Insert, Patch, UpdateVectors
 from needle.routing.topology import Topology
+from needle.server.beats import Beats
 from needle.server.chores.context import ChoreContext
 from needle.server.chores.expiry import LOOK_SECONDS, MORE_SECONDS, ROWS_MAX, Expiry, timed
 from needle.server.service.documents import judged
@@ -124,7 +125,9 @@ class World:
         clock: Any = SimpleNamespace(monotonic=self._now, wall=lambda: self._now() + self.ahead)
         host: Any = self
         pool: Any = SimpleNamespace(run=self._run)
-        self.expiry = Expiry(ChoreContext(1, self.replica, host, clock, pool, lambda: Topology(cluster_version=KNOWN)))
+        topology = Topology(cluster_version=KNOWN)
+        at = ChoreContext(1, self.replica, host, clock, pool, lambda: topology, Beats(self._now))
+        self.expiry = Expiry(at)
 
     async def _run(self, call: Any, *arguments: Any) -> Any:
         return call(*arguments)

@@ -15,6 +15,7 @@ from needle.base.errors import DiskFailed, DiskFull
 from needle.base.model import CollectionSpec
 from needle.base.text import TextField
 from needle.routing.topology import CollectionInfo, Topology
+from needle.server.beats import Beats
 from needle.server.chores.context import ChoreContext
 from needle.server.chores.field_upkeep import AGAIN_SECONDS, SETTLED_SECONDS, FieldUpkeep
 from needle.shard.fields.index_budget import IndexRows
@@ -41,7 +42,9 @@ class Around:
         self.texts: list[dict[str, Any]] = []
         self.sparse: list[dict[str, Any]] = []
         self.upkeep = FieldUpkeep(
-            ChoreContext(1, replica, self.host, clock, pool, lambda: self.topology), self._call, self.space
+            ChoreContext(1, replica, self.host, clock, pool, lambda: self.topology, Beats(clock.monotonic)),
+            self._call,
+            self.space,
         )
 
     async def _run(self, call: Callable[..., Any], *arguments: Any) -> Any:

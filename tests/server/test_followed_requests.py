@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 import needle
+from harness.calm import CALM
 from harness.door import Idle, ask, request, serving
-from harness.marked_documents import CALM
 from needle.base.errors import InvalidArgument
 from needle.base.explain import ShardExplanation
 from needle.base.filters.shape import PARSED_BYTES_MAX, SHAPE_MAX, shape
@@ -53,6 +53,14 @@ def has_written(told: list[dict[str, Any]]) -> bool:
     return sum(line["method"] == "shard_write" and line["collection"] == "default" for line in told) >= 3
 
 
+def has_searched(told: list[dict[str, Any]]) -> bool:
+    """A node tells of a search once its answer has left: the caller may read the log before."""
+    at = {(line.get("request"), line["method"], line.get("shard")) for line in told}
+    http = {("from-http", "http_search", None)} | {("from-http", "shard_search", shard) for shard in (0, 1)}
+    shards = {(request, shard) for request, _, shard in at if request in ("from-python", "many")}
+    return http <= at and shards >= {(request, shard) for request in ("from-python", "many") for shard in (0, 1)}
+
+
 async def test_one_request_is_followed_through_router_and_shards(tmp_path: Path) -> None:
     log = {"format": "json", "slow_request_seconds": 0.000001}
     async with ProcessCluster(tmp_path, **CALM, log=log, sharding=SHARDS) as cluster, cluster.connect() as client:
@@ -73,6 +81,7 @@ async def test_one_request_is_followed_through_router_and_shards(tmp_path: Path)
         with needle.request_id("many"):
             many = await client.search_many([[1.0] * 8, [2.0] * 8], 3, {"word": SECRET})
         assert len(many) == 2
+        await wait_for(lambda: has_searched(lines_of(cluster, "slow_request")), 60, "the lines of searches")
         told = lines_of(cluster, "slow_request")
     http = [line for line in told if (line.get("request"), line["code"]) == ("from-http", "")]
     assert {line["method"] for line in http} == {"http_search", "shard_search"}

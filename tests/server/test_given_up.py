@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from needle.client.health import ReplicaStatus
 from needle.protocol import calls
 from needle.protocol.calls import StatusCall
 from needle.routing.topology import NodeState, ShardInfo, Topology
+from needle.server.beats import Beats
 from needle.server.upkeep.given_up import STEP_FILES, GivenUp, why_kept, why_not_elsewhere
 from needle.shard.disk import ReplicaDisk
 
@@ -84,6 +86,10 @@ class World:
         deleted = before - sum(len(files) for _, _, files in os.walk(self.root))
         assert deleted <= STEP_FILES
         return found
+
+    @cached_property
+    def beats(self) -> Beats:
+        return Beats(self.now, lambda: self.host.stopped)
 
     def now(self) -> float:
         return asyncio.get_running_loop().time()

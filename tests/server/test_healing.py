@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +31,7 @@ from needle.routing.jobs import JobState, RebalanceConfig
 from needle.routing.plans import Plan, Wish
 from needle.routing.stats import ClusterStats, NodeStats
 from needle.routing.topology import Topology
+from needle.server.beats import Beats
 from needle.server.upkeep.healing import Healing
 
 AFTER = 60.0
@@ -50,6 +52,10 @@ class World:
         self.dead = set[str]()
         self.unmeasured = False
         self.done: list[CatalogCommand] = []
+
+    @cached_property
+    def beats(self) -> Beats:
+        return Beats(self.now, lambda: self.host.stopped)
 
     def now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -130,6 +136,23 @@ def test_a_node_that_is_gone_is_replaced_once_and_not_before_its_time() -> None:
     assert before == [] and world.told() == ["replace node-2"]
     job = world.truth.rebalance
     assert job is not None and job.healing and not job.wish.balance
+
+
+def test_a_second_node_does_not_wait_because_the_first_was_replaced_lately() -> None:
+    """Of the same nodes nothing is begun over and over; another one's shards have few replicas, too."""
+    world = World()
+    world.dead.add("node-2")
+
+    def ended() -> None:
+        job = world.truth.rebalance
+        assert job is not None
+        world.decide(AskRebalance(job.id, "cancel"))
+
+    half = AFTER / 2
+    run(world, (half, lambda: world.dead.add("node-5")), (half + 10, ended), (half - 5, nothing))
+    assert world.told() == ["replace node-2", "replace node-2 node-5"]
+    run(world, (0.0, ended), (AFTER - 10, nothing))
+    assert world.told() == ["replace node-2", "replace node-2 node-5"]
 
 
 def test_it_is_as_slow_as_the_settings_say() -> None:

@@ -41,7 +41,7 @@ def node_of(host: FakeHost) -> Any:
         addresses=lambda: {"n1": "h:1"},
         space=SimpleNamespace(low=False),
         expired=False,
-        ports=SimpleNamespace(rng=None, audit=None),
+        ports=SimpleNamespace(rng=None, audit=None, search_pool=None, spent=None),
         coordinator=None,
         config=SimpleNamespace(log=SimpleNamespace(slow_request_seconds=0.0), limits=Limits()),
         now=lambda: 0.0,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,9 +10,7 @@ import pytest
 from needle.base.ids import CATALOG_GROUP
 from needle.protocol import calls
 from needle.protocol.calls import LeaderAnswer
-from needle.server.lasting import next_beat
 from needle.server.upkeep.leaders import LeaderSpread
-from proof.sim.event_loop import SimLoop
 
 
 class Host:
@@ -48,20 +44,27 @@ class Host:
 
 
 class Willing:
-    """Every node answers; `maintained` are in maintenance."""
+    """Every node answers, after `takes` seconds; `maintained` are in maintenance."""
 
-    def __init__(self, *maintained: str) -> None:
+    def __init__(self, *maintained: str, takes: float = 0.1) -> None:
         self._maintained = maintained
+        self._takes = takes
+        self._now = 100.0
+
+    def now(self) -> float:
+        return self._now
 
     async def call(self, node: str, method: str, body: bytes, timeout: float) -> bytes:
+        self._now += self._takes
         return calls.encode(LeaderAnswer(node, None, 1, {}, node in self._maintained, True))
 
 
 async def transferred(host: Host, peers: Willing) -> list[tuple[int, str]]:
     groups = {group: None for group in host.groups() if group != CATALOG_GROUP}
     topology = SimpleNamespace(serving=["one shard"], hosted_by=lambda node: [])
+    config = SimpleNamespace(election_timeout=1.0)
     node: Any = SimpleNamespace(
-        node_id="node-1", host=host, peers=peers, groups=groups, topology=topology, now=lambda: 100.0
+        node_id="node-1", config=config, host=host, peers=peers, groups=groups, topology=topology, now=peers.now
     )
     await LeaderSpread(node)._look()
     return host.transferred
@@ -86,23 +89,7 @@ async def test_the_catalog_is_led_by_a_node_that_leads_shards(
     assert moved == ([] if expected is None else [(CATALOG_GROUP, expected)])
 
 
-def test_what_looks_at_the_same_pace_wakes_the_loop_once() -> None:
-    """Whenever it began, and however long its work took."""
-    loop = SimLoop(random.Random(1))
-    woken: dict[float, set[str]] = {}
-
-    async def look(name: str, first: float, every: float, took: float) -> None:
-        await asyncio.sleep(first)
-        while loop.time() < 10:
-            await next_beat(loop.time(), every)
-            woken.setdefault(round(loop.time(), 6), set()).add(name)
-            await asyncio.sleep(took)
-
-    async def all_of_them() -> None:
-        await asyncio.gather(look("a", 0.013, 0.1, 0.0), look("b", 0.047, 0.1, 0.001), look("c", 0.031, 0.5, 0.3))
-
-    loop.run_until_complete(all_of_them())
-    loop.close()
-    assert len(woken) <= 103, "ten times a second, not twenty-two"
-    assert sum("a" in names for names in woken.values()) >= 98
-    assert sum("c" in names for names in woken.values()) >= 9
+async def test_where_answers_take_long_no_leader_is_moved() -> None:
+    """It would be an election more, and the next one: heartbeats of the new leader come as late."""
+    assert await transferred(Host("node-3"), Willing(takes=0.6)) == []
+    assert await transferred(Host("node-3"), Willing(takes=0.4)) == [(CATALOG_GROUP, "node-3")]

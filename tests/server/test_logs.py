@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pytest
 
-from harness.marked_documents import CALM
+from harness.calm import CALM
 from needle.base.access import new_key
 from needle.base.errors import ConfigError
 from needle.base.log_config import LogConfig

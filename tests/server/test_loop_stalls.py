@@ -20,12 +20,11 @@ import needle
 from needle.base.config import Limits, RaftConfig
 from needle.base.errors import InvalidArgument
 from needle.base.model import CollectionSpec, WriteResult
-from needle.distributed import ClusterConfig, DistributedCluster
+from needle.base.sharding_config import ShardingConfig
 from needle.local.free_ports import free_ports
 from needle.protocol import calls, commands
 from needle.protocol.calls import WriteCall
 from needle.protocol.commands import Delete, Insert
-from needle.routing.strategy import ShardStrategy
 from needle.rpc.transport import RpcClient
 from needle.server.machine.loop_watch import LoopWatch
 from needle.server.node import Node
@@ -88,7 +87,7 @@ def stalls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, float]]]
 
 
 @asynccontextmanager
-async def three_nodes(tmp_path: Path, dimensions: int) -> AsyncIterator[list[Node]]:
+async def three_nodes(tmp_path: Path, dimensions: int, strategy: str = "consistent_hash") -> AsyncIterator[list[Node]]:
     """A cluster with one shard whose nodes run on this loop; the leader stands first."""
     ports = free_ports(3)
     nodes = [f"n{number}=127.0.0.1:{port}" for number, port in enumerate(ports)]
@@ -101,6 +100,7 @@ async def three_nodes(tmp_path: Path, dimensions: int) -> AsyncIterator[list[Nod
             dimensions=dimensions,
             election_timeout=2.0,
             heartbeat_interval=0.2,
+            sharding=ShardingConfig(shards=1, strategy=strategy),
         )
         running.append(system_node(config, system_ports(config)))
     try:
@@ -167,8 +167,6 @@ async def test_no_callback_takes_long_for_a_routed_write(
     tmp_path: Path, stalls: list[tuple[str, float]], *, aware: bool
 ) -> None:
     """16 MB whose metadata tells the shard: straight to the shard's leader, and through a node that routes."""
-    config = ClusterConfig(shard_count=1, replication_factor=3, strategy=ShardStrategy.custom("kind"))
-    cluster = DistributedCluster(config)
     metadata = {**json.loads(ITEMS), "kind": "a"}
     count = 15_000_000 // len(json.dumps(metadata))
     vectors = np.random.default_rng(1).standard_normal((count, DIMENSIONS)).astype("<f4")
@@ -187,17 +185,10 @@ async def test_no_callback_takes_long_for_a_routed_write(
 
         return asyncio.run(call())
 
-    addresses = [f"127.0.0.1:{port}" for port in free_ports(3)]
-    try:
-        for n, address in enumerate(addresses):
-            await cluster.add_local_node(f"node-{n}", address, str(tmp_path / f"node-{n}"))
-        await cluster.start()
-        await cluster.create_collection("default", dimensions=DIMENSIONS)
+    async with three_nodes(tmp_path, DIMENSIONS, "custom:kind") as nodes:
         stalls.clear()
-        assert await asyncio.to_thread(write, addresses) == count
+        assert await asyncio.to_thread(write, [node.address for node in nodes]) == count
         assert not stalls
-    finally:
-        await cluster.stop()
 
 
 async def test_the_watch_names_the_function_that_held_the_loop() -> None:

@@ -47,10 +47,16 @@ def test_a_change_of_the_catalog_is_looked_at_for_those_that_may_be_altered(monk
         replica=SimpleNamespace(view=SimpleNamespace(collections=here)),
     )  # fmt: skip
     asked = counted(monkeypatch, "altered")
-    HostedReplica._look_at_altered(hosted)
+    HostedReplica._look_at_altered(hosted, (), now.collections)
     wanted = [now.collections[7].stored_vector(now.collections[7].vectors[1]), now.collections[9].stored_name]
     assert [all_names(now)[at] for at in again] == wanted
-    assert asked == [8, 10]
+    assert {8, 10} <= {*asked}
+    asked.clear()
+    again.clear()
+    first, *others = now.collections
+    changed = (msgspec.structs.replace(first, made_index=OTHER), *others)
+    HostedReplica._look_at_altered(hosted, now.collections, changed)
+    assert [all_names(now)[at] for at in again] == [first.stored_name] and asked == [1]
 
 
 def test_a_scrape_names_those_that_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:

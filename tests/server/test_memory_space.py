@@ -43,7 +43,9 @@ def test_data_is_refused_above_the_limit_and_nothing_else_is() -> None:
     memory.own = LIMIT + 1
     space.look()
     for command in (insert, create):
-        with pytest.raises(OutOfMemory, match=r"node-2 takes 1601 bytes of memory, .* above 1600: delete") as refused:
+        with pytest.raises(
+            OutOfMemory, match=r"takes 1601 .* refused until it takes 1500, for its limit is 1600:"
+        ) as refused:
             space.check(command)
     assert refused.value.retryable and refused.value.details == {"own": 1601, "limit": LIMIT, "node": "node-2"}
     with pytest.raises(OutOfMemory):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,6 +40,7 @@ from needle.routing.planned_moves import MoveRange
 from needle.routing.plans import Wish
 from needle.routing.strategy import RANGE, ShardStrategy, routing_key
 from needle.routing.topology import CollectionInfo, MoveState, Topology
+from needle.server.beats import Beats
 from needle.server.upkeep.mover import Mover
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, open_replica, put
@@ -129,6 +131,10 @@ class World:
             looks = 0
             """How often it has used a thread."""
 
+            @cached_property
+            def beats(self) -> Beats:
+                return Beats(self.now, lambda: self.host.stopped)
+
             def now(self) -> float:
                 return asyncio.get_running_loop().time()
 
@@ -150,7 +156,9 @@ class World:
                 return world.topology
 
         node: Any = Node()
-        node.host, node.shards, node.ports = host, shards, SimpleNamespace(clock=SimpleNamespace(wall=lambda: 0.0))
+        pool = SimpleNamespace(run=node.blocking)
+        node.ports = SimpleNamespace(clock=SimpleNamespace(wall=lambda: 0.0), apply_pool=pool)
+        node.host, node.shards = host, shards
         return node
 
     async def propose(self, group: int, data: bytes, timeout: float) -> Any:
@@ -318,6 +326,25 @@ def test_who_gives_the_source_up_while_it_copies_stops_and_the_next_one_goes_on(
 
     virtually(work())
     assert [one["phase"] for one in told(caplog, "move_phase")] == ["freezing", "switched", "done"]
+    assert not told(caplog, "move_switched"), "nobody has seen all of the switch"
+
+
+def test_who_drove_all_of_a_switch_says_what_took_its_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "needle")
+
+    async def work() -> None:
+        world = World(tmp_path, random.Random(1))
+        world.writes, world.round = False, 0.1
+        await world.command(StartMove(1, 1, [(b"m", b"n\xff")], 0, 1), 1.0)
+        driver = asyncio.create_task(Mover(world.node(), 100).run())
+        await until(lambda: not world.topology.moves)
+        driver.cancel()
+        await asyncio.gather(driver, return_exceptions=True)
+
+    virtually(work())
+    (line,) = told(caplog, "move_switched")
+    assert (line["move"], line["shard"], line["target"]) == (101, 0, 1)
+    assert line["steps"] == "freeze 100.0 ms, rest 100.0 ms, release 100.0 ms, own 100.0 ms, map 100.0 ms"
 
 
 @pytest.mark.parametrize("others", [0, 30])
@@ -362,6 +389,36 @@ def test_writes_wait_for_four_rounds_of_a_switch_however_many_collections_there_
         assert looked[1] - looked[0] == 1, "one look at the source finds the rest of all collections"
         await _ended(world)
         running.cancel()
+        assert world.visible(2) == world.truth
+
+    virtually(work())
+
+
+def test_what_is_written_until_just_before_the_freeze_is_copied_before_it(tmp_path: Path) -> None:
+    """Three rounds pass from the end of a copy until its ranges freeze. What is written meanwhile would be copied while
+    writes wait."""
+
+    async def work() -> None:
+        world = World(tmp_path, random.Random(2))
+        world.writes = False
+        frozen: list[int] = []
+        rest: list[str] = []
+
+        def seen(command: object, done: bool) -> None:
+            freezing = bool(world.topology.moves) and world.topology.moves[0].state is MoveState.FREEZING
+            if isinstance(command, PrepareMove) and freezing and done:
+                world.write()
+            elif isinstance(command, Freeze):
+                frozen.append(len(world.truth))
+            elif isinstance(command, Import) and done and frozen:
+                rest.extend(command.ids)
+
+        world.seen = seen
+        await world.command(StartMove(1, 1, [(b"m", b"n\xff")], 0, 1), 1.0)
+        running = asyncio.create_task(Mover(world.node(), 100).run())
+        await _ended(world)
+        running.cancel()
+        assert frozen and frozen[0] and not rest
         assert world.visible(2) == world.truth
 
     virtually(work())
@@ -794,6 +851,15 @@ def test_a_move_that_copies_keeps_its_pace_whatever_is_frozen_on_other_nodes(tmp
     virtually(work())
 
 
+def paused(world: World, state: JobState) -> None:
+    """The rebalance whose only move runs, in a state."""
+    (info,) = world.topology.moves
+    move = MoveRange(source=0, target=1, ranges=info.ranges, documents=10, bytes=10)
+    running = (Running(id=info.id, move=move, nodes=("node-1",)),)
+    job = Job(id=50, wish=Wish(), config=RebalanceConfig(), state=state, running=running)
+    world.topology = msgspec.structs.replace(world.topology, rebalance=job)
+
+
 @pytest.mark.parametrize("rows_max", [5, 100])
 @pytest.mark.parametrize("cancelled", [False, True])
 def test_a_paused_move_copies_no_further_than_its_batch_and_goes_on_with_what_was_written(
@@ -808,18 +874,11 @@ def test_a_paused_move_copies_no_further_than_its_batch_and_goes_on_with_what_wa
             world.write()
         sent: list[Command] = []
 
-        def pause(state: JobState) -> None:
-            (info,) = world.topology.moves
-            move = MoveRange(source=0, target=1, ranges=info.ranges, documents=10, bytes=10)
-            running = (Running(id=info.id, move=move, nodes=("node-1",)),)
-            job = Job(id=50, wish=Wish(), config=RebalanceConfig(), state=state, running=running)
-            world.topology = msgspec.structs.replace(world.topology, rebalance=job)
-
         def seen(command: object, done: bool) -> None:
             if done and isinstance(command, Import | Freeze | Release | Own):
                 sent.append(command)
                 if len(sent) == 1:
-                    pause(JobState.PAUSED)
+                    paused(world, JobState.PAUSED)
 
         world.seen = seen
         await world.command(StartMove(1, 1, [(b"m", b"m\xff")], 0, 1), 1.0)
@@ -834,11 +893,37 @@ def test_a_paused_move_copies_no_further_than_its_batch_and_goes_on_with_what_wa
         if cancelled:
             await world.command(CancelMove(move), 1.0)
         else:
-            pause(JobState.RUNNING)
+            paused(world, JobState.RUNNING)
         await until(lambda: not world.topology.moves)
         running.cancel()
         there = {name for name in world.visible(2) if name.startswith("m")}
         assert there == (set() if cancelled else {name for name in world.truth if name.startswith("m")})
+
+    virtually(work())
+
+
+def test_a_switch_that_has_begun_ends_though_its_rebalance_is_paused(tmp_path: Path) -> None:
+    """It stood before its freeze until the rebalance went on, and copied then what was written meanwhile as fast as it
+    could."""
+
+    async def work() -> None:
+        world = World(tmp_path, random.Random(3))
+        world.writes = False
+        for _ in range(60):
+            world.write()
+
+        def seen(command: object, done: bool) -> None:
+            info = world.topology.moves[0] if world.topology.moves else None
+            if isinstance(command, PrepareMove) and info is not None and info.state is MoveState.FREEZING:
+                paused(world, JobState.PAUSED)
+
+        world.seen = seen
+        await world.command(StartMove(1, 1, [(b"m", b"n\xff")], 0, 1), 1.0)
+        running = asyncio.create_task(Mover(world.node(), 100).run())
+        await _ended(world)
+        running.cancel()
+        assert world.topology.rebalance is not None and world.topology.rebalance.state is JobState.PAUSED
+        assert world.visible(2) == world.truth
 
     virtually(work())
 

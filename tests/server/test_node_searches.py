@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from needle.local.free_ports import free_ports
 from needle.protocol import calls
 from needle.protocol.calls import Freshness
 from needle.protocol.node_calls import (
+    READ_SHARDS,
     SEARCH_SHARDS,
     AskedShard,
     NodeHits,
@@ -66,14 +67,17 @@ async def client(module_path: Path) -> AsyncIterator[Client]:
 
 @contextmanager
 def between(
-    client: Client, change: Callable[[Call, str, str, bytes], Awaitable[Any]] | None = None
+    client: Client,
+    change: Callable[[Call, str, str, bytes], Awaitable[Any]] | None = None,
+    methods: Sequence[str] = (calls.SEARCH, calls.SEARCH_MANY, SEARCH_SHARDS, READ_SHARDS),
 ) -> Iterator[list[str]]:
-    """The searches that a client asks for, by their methods; change: what answers in place of the network."""
+    """What of these methods a client asks for, searches unless said otherwise; change: what answers in place of the
+    network."""
     caller: Any = client._caller
     real, asked = caller.call, list[str]()
 
     async def call(address: str, method: str, body: Any, timeout: float, **more: Any) -> Any:
-        if method in (calls.SEARCH, calls.SEARCH_MANY, SEARCH_SHARDS):
+        if method in methods:
             asked.append(method)
 
         async def send(as_body: Any = body) -> Any:
@@ -91,7 +95,7 @@ def between(
 @contextmanager
 def each_alone() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(NodeCalls, "of_leaders", lambda *_: {})
+        patch.setattr(NodeCalls, "together", lambda *_: [])
         yield
 
 
@@ -128,7 +132,7 @@ async def test_answers_are_those_of_each_shard_alone(client: Client, options: di
     with each_alone(), between(client) as alone:
         expected = await client.search([1.0, 0.5, -1.0, 2.0], **asked)
     assert shown(hits) == shown(expected) and alone == [calls.SEARCH] * SHARDS
-    assert together == ([calls.SEARCH] * SHARDS if "group_by" in options else [SEARCH_SHARDS] * NODES)
+    assert together == [READ_SHARDS if "group_by" in options else SEARCH_SHARDS] * NODES
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -229,9 +233,9 @@ async def test_a_node_of_a_former_release_is_asked_for_each_shard(client: Client
         asked.clear()
         assert shown(await client.search([1.0] * 4, 10)) == expected
         assert asked.count(SEARCH_SHARDS) == NODES - 1 and calls.SEARCH in asked
-    until = router._routes.fan_out._nodes._former[former]
+    until = router._routes.fan_out._nodes._former[SEARCH_SHARDS, former]
     assert 0 < until - asyncio.get_running_loop().time() <= FORMER_SECONDS
-    router._routes.fan_out._nodes._former[former] = 0.0  # the minute is over
+    router._routes.fan_out._nodes._former[SEARCH_SHARDS, former] = 0.0  # the minute is over
     with between(client) as asked:
         assert shown(await client.search([1.0] * 4, 10)) == expected
     assert asked == [SEARCH_SHARDS] * NODES

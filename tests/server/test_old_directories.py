@@ -162,7 +162,7 @@ async def test_the_documents_of_a_fixed_cluster_come_to_a_new_one_as_the_page_sa
         status, again = await python(str(script), address, str(out))
         assert status and "FileExistsError" in again  # what was read out is not overwritten
     finally:
-        node.terminate()
+        node.kill()  # told to stop, one of that release may hang for good (mended by 87599e33)
         node.communicate()
     rows = [json.loads(line) for line in (out / "default.jsonl").read_text().splitlines()]
     assert len(rows) == 7

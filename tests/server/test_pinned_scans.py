@@ -18,6 +18,7 @@ from needle.base.model import VectorSpec
 from needle.base.versions import KNOWN
 from needle.protocol import commands
 from needle.routing.topology import Topology
+from needle.server.beats import Beats
 from needle.server.chores.context import ChoreContext
 from needle.server.chores.pinned_scans import LOOK_SECONDS, PinnedScans, kept_bytes
 from needle.server.machine.disk_space import DiskSpace, Endless
@@ -42,7 +43,9 @@ class World:
         pool: Any = SimpleNamespace(run=self._run)
         topology = Topology(cluster_version=KNOWN)
         self.pinned = PinnedScans(
-            ChoreContext(1, self.replica, host, clock, pool, lambda: topology), limits, lambda: self.low
+            ChoreContext(1, self.replica, host, clock, pool, lambda: topology, Beats(self._now)),
+            limits,
+            lambda: self.low,
         )
 
     async def _run(self, call: Any, *arguments: Any) -> Any:

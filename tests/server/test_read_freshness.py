@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from needle.base.errors import Unavailable
+from needle.base.errors import InvalidArgument, Unavailable
 from needle.multiraft.background import Background
 from needle.server.replica import HostedReplica
 
@@ -28,6 +28,7 @@ async def test_who_waits_when_the_replica_is_closed_is_told_so_and_not_cancelled
     hosted._host = SimpleNamespace(leader=lambda _: "node-2", is_leader=lambda _: False)  # type: ignore[assignment]
     hosted._clock = SimpleNamespace(monotonic=asyncio.get_running_loop().time)  # type: ignore[assignment]
     hosted._call, hosted.batcher = silent, SimpleNamespace(close=close)  # type: ignore[assignment]
+    hosted._several = SimpleNamespace(passed=close)  # type: ignore[assignment]
     hosted._background = Background(lambda _: None)
     waiting = asyncio.create_task(hosted.be_fresh(1.0, 5.0))
     for _ in range(turns):
@@ -35,3 +36,12 @@ async def test_who_waits_when_the_replica_is_closed_is_told_so_and_not_cancelled
     await hosted.stop()
     with pytest.raises(Unavailable, match="is closed"):
         await waiting
+
+
+@pytest.mark.parametrize("age", [-1.0, float("nan"), float("-inf")])
+async def test_what_is_no_age_is_refused_at_once(age: float) -> None:
+    """Of a negative one the leader was asked again and again until the call's time was over, a day at most; a NaN was
+    passed over."""
+    hosted = object.__new__(HostedReplica)
+    with pytest.raises(InvalidArgument, match="max_staleness"):
+        await hosted.be_fresh(age, 5.0)

@@ -21,6 +21,7 @@ from needle.base.model import CollectionSpec, IndexParams, Metric, RaftStatus, S
 from needle.client.conditions import NodeView, conditions
 from needle.protocol.commands import CreateCollection, Named, PublishSegment
 from needle.routing.topology import Topology
+from needle.server.beats import Beats
 from needle.server.chores.context import ChoreContext
 from needle.server.chores.recall import (
     BUSY_BYTES,
@@ -201,7 +202,10 @@ class World:
         host: Any = self
         config: Any = SimpleNamespace(segments=SimpleNamespace(recall_share=share), limits=Limits())
         self.recall = Recall(
-            ChoreContext(1, replica, host, clock, pool, Topology), random.Random(1), config, lambda: self.busy
+            ChoreContext(1, replica, host, clock, pool, Topology, Beats(self.now)),
+            random.Random(1),
+            config,
+            lambda: self.busy,
         )
 
     async def _run(self, call: Any, *arguments: Any) -> Any:

@@ -11,10 +11,13 @@ import pytest
 
 from client.fake_shards import virtually
 from needle.base.errors import Unavailable
+from needle.base.model import CollectionSpec
 from needle.protocol.peer_calls import TopologyCall
-from needle.routing.topology import Topology
+from needle.routing.topology import CollectionInfo, Topology
+from needle.server.beats import Beats
 from needle.server.catalog.collections import Reconciler
 from needle.server.service.catalog import CatalogCalls
+from needle.shard.name_changes import NameChanges
 
 
 async def test_a_failure_that_nobody_waits_for_is_no_unseen_exception() -> None:
@@ -56,9 +59,9 @@ async def test_a_shard_that_leaves_while_another_one_is_brought_up_to_date_does_
         host.stopped = True
 
     host.is_leader = is_leader
-    reconciler = Reconciler(
-        SimpleNamespace(host=host, groups=groups, topology=SimpleNamespace(version=1), now=lambda: 0.0)
-    )  # type: ignore[arg-type]
+    beats, topology = Beats(lambda: 0.0, lambda: host.stopped), SimpleNamespace(version=1)
+    node: Any = SimpleNamespace(host=host, groups=groups, topology=topology, beats=beats)
+    reconciler = Reconciler(node)
     reconciler.reconcile = reconcile  # type: ignore[method-assign]
     await reconciler.run()
     assert asked == [1]
@@ -76,9 +79,9 @@ async def test_a_shard_that_waits_holds_up_no_other_one() -> None:
             first_may_go_on.set()
             host.stopped = True
 
-    reconciler = Reconciler(
-        SimpleNamespace(host=host, groups={1: None, 2: None}, topology=SimpleNamespace(version=1), now=lambda: 0.0)
-    )  # type: ignore[arg-type]
+    beats, topology = Beats(lambda: 0.0, lambda: host.stopped), SimpleNamespace(version=1)
+    node: Any = SimpleNamespace(host=host, groups={1: None, 2: None}, topology=topology, beats=beats)
+    reconciler = Reconciler(node)
     reconciler.reconcile = reconcile  # type: ignore[method-assign]
     async with asyncio.timeout(30):
         await reconciler.run()
@@ -105,9 +108,8 @@ def test_shards_that_have_what_the_catalog_says_cost_an_idle_node_no_tasks() -> 
             return asyncio.Task(work, loop=loop, **options)
 
         loop.set_task_factory(begun)
-        node = SimpleNamespace(
-            host=host, groups={1: None, 2: None, 3: None}, topology=SimpleNamespace(version=1), now=loop.time
-        )
+        beats, topology = Beats(loop.time, lambda: host.stopped), SimpleNamespace(version=1)
+        node = SimpleNamespace(host=host, groups={1: None, 2: None, 3: None}, topology=topology, beats=beats)
         reconciler = Reconciler(node)  # type: ignore[arg-type]
         reconciler.reconcile = reconcile  # type: ignore[method-assign]
         await reconciler.run()
@@ -135,3 +137,47 @@ async def test_a_topology_that_the_caller_has_does_not_travel_to_be_confirmed() 
         (TopologyCall(0, 0.0, True), True),
     ):
         assert ((await calls.topology(call)).topology is newest) == travels
+
+
+def test_who_had_a_shard_brought_up_to_date_spares_the_next_look() -> None:
+    """After each change the shard was looked at once more, which asks all its replicas for a round."""
+    rounds, spec = list[float](), CollectionInfo(id=3, spec=CollectionSpec(name="books", dimensions=2))
+    names = NameChanges(of=object())
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+
+        async def read_index(group: int, timeout: float) -> None:
+            rounds.append(loop.time())
+
+        async def wait_applied(group: int, index: int, timeout: float) -> None:
+            pass
+
+        view = SimpleNamespace(collections={spec.stored_name: None}, names=names.with_one(spec.stored_name))
+        hosted = SimpleNamespace(replica=SimpleNamespace(view=view))
+        host = SimpleNamespace(
+            stopped=False, term=lambda group: 1, is_leader=lambda group: True, read_index=read_index,
+            wait_applied=wait_applied, status=lambda group: SimpleNamespace(last_index=9),
+        )  # fmt: skip
+        beats, now = Beats(loop.time, lambda: host.stopped), Topology(version=1)
+        node: Any = SimpleNamespace(
+            host=host, groups={1: hosted}, hosted=lambda group: hosted, beats=beats, topology=now
+        )
+        reconciler = Reconciler(node)
+        node.topology = Topology(version=2, collections=(spec,))
+        await reconciler.reconcile(1, 5.0)  # as `sync` has it
+        looking = loop.create_task(reconciler.run())
+        await asyncio.sleep(5.0)
+        assert len(rounds) == 1
+        node.topology = Topology(version=3, collections=(spec,))
+        await asyncio.sleep(5.0)
+        assert len(rounds) == 2
+        node.groups = {}
+        await asyncio.sleep(5.0)
+        node.groups = {1: hosted}  # another replica of it, opened again
+        await asyncio.sleep(5.0)
+        assert len(rounds) == 3
+        host.stopped = True
+        await looking
+
+    virtually(run())

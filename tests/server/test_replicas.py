@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from needle.protocol import calls
 from needle.protocol.catalog_commands import AssignReplicas, CatalogCommand
 from needle.protocol.peer_calls import Levels, MemoryRoom, WhoAnswer
 from needle.raft.messages import ConfState
+from needle.server.beats import Beats
 from needle.server.upkeep.replicas import FETCHING_MAX, LOOK_SECONDS, RETRY_SECONDS, Replicas
 
 GROUP = 1
@@ -44,6 +46,10 @@ class World:
         self.committed = self.last = 1000
 
     # --- the node
+    @cached_property
+    def beats(self) -> Beats:
+        return Beats(self.now, lambda: self.host.stopped)
+
     def now(self) -> float:
         return asyncio.get_running_loop().time()
 

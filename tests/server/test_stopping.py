@@ -27,7 +27,23 @@ main.STOP_SECONDS = 0.5
 main.serve(RaftConfig(node_id="a", cluster_nodes=["a=" + sys.argv[1]], data_dir=sys.argv[2], dimensions=2))
 """
 
-# The same, and stderr takes no more of what it says: nobody reads the pipe, or it is a file on that disk.
+# The disk does not answer while the node starts.
+STUCK_AT_START = """
+import asyncio, sys
+from needle.base.config import RaftConfig
+from needle.server.node import Node
+from needle.server.process import main
+
+async def start(self):
+    print("listens on nothing yet", file=sys.stderr)
+    await asyncio.Event().wait()
+
+Node.start = start
+main.STOP_SECONDS = 0.5
+main.serve(RaftConfig(node_id="a", cluster_nodes=["a=" + sys.argv[1]], data_dir=sys.argv[2], dimensions=2))
+"""
+
+# As STUCK, and stderr takes no more of what it says: nobody reads the pipe, or it is a file on that disk.
 UNHEARD = STUCK.replace(
     "main.serve(",
     """
@@ -78,6 +94,13 @@ def test_a_node_whose_disk_never_answers_ends_by_force(tmp_path: Path) -> None:
     assert code == 2
     assert "node a has not stopped within 0.5 s" in said
     assert ", line 8 in stop" in said  # what it waits for is told, or nobody ever learns it
+
+
+def test_a_node_whose_disk_never_answers_as_it_starts_ends_by_force(tmp_path: Path) -> None:
+    """It had to have started before it was told that it has to stop."""
+    code, said = ended(STUCK_AT_START, tmp_path / "a")
+    assert code == 2
+    assert "node a has not stopped within 0.5 s" in said and "in start" in said
 
 
 def test_it_ends_though_nobody_can_hear_where_it_stands(tmp_path: Path) -> None:

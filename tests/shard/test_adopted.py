@@ -11,7 +11,7 @@ import xxhash
 
 from needle.base.dtypes import DType
 from needle.base.errors import CorruptSegment, InvalidArgument
-from needle.base.model import IndexKind, Metric
+from needle.base.model import METRICS_OF_NUMBERS, IndexKind, Metric
 from needle.shard.disk import REAL_DISK
 from needle.shard.plan import PublishedSegment
 from needle.shard.segments.adopted import fit, write_fitted
@@ -60,7 +60,7 @@ def recall(segment: SealedSegment, mask: np.ndarray | None = None) -> float:
     return float(np.mean([len(np.intersect1d(a, b)) / K for a, b in zip(exact, found, strict=True)]))
 
 
-@pytest.mark.parametrize("metric", list(Metric))
+@pytest.mark.parametrize("metric", METRICS_OF_NUMBERS)
 @pytest.mark.parametrize("kind", CHECKED)
 def test_rows_in_another_order_and_fewer_are_found_as_exactly_as_before(
     tmp_path: Path, metric: Metric, kind: IndexKind

@@ -308,6 +308,27 @@ def test_a_load_whose_vectors_would_all_come_into_memory_is_refused_by_the_leade
     check_load(load(), staged, spec(), Limits(), everything)
 
 
+@pytest.mark.parametrize("which", ["rows", "index"])
+def test_a_file_that_changed_where_it_waits_goes_and_is_wanted_again(tmp_path: Path, which: str) -> None:
+    """The load was refused for what the damaged file had in it, and so was each further attempt, for it stayed."""
+    staged = StagedFiles(str(tmp_path / "staged"), ReplicaDisk())
+    everything = Owning(CONSISTENT_HASH, 1, [(b"", None)])
+    segment, name, data = index_file(tmp_path / "made")
+    files = {rows_name(1, SAID.checksum): FILE, name: data}
+    for one, content in files.items():
+        staged.put(one, len(content), 0, content)
+    damaged = next(iter(files)) if which == "rows" else name
+    path = Path(staged.path(damaged))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(Unavailable, match="damaged on this node"):
+        check_load(load_with(segment), staged, spec(), Limits(), everything)
+    assert staged.here(damaged) == 0
+    staged.put(damaged, len(files[damaged]), 0, files[damaged])
+    check_load(load_with(segment), staged, spec(), Limits(), everything)
+
+
 def test_the_keeper_deletes_index_files_that_came_with_a_load_once_the_collection_is_dropped(tmp_path: Path) -> None:
     log = Log()
     replica = opened(tmp_path / "a", log)

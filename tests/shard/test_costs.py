@@ -4,6 +4,8 @@ documents were replaced. Work is counted, never timed."""
 from __future__ import annotations
 
 import asyncio
+import gc
+import random
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +24,8 @@ from needle.protocol.commands import CreateCollection, Delete, DropCollection
 from needle.protocol.move_commands import Forget, Freeze, PrepareMove, Release
 from needle.routing.strategy import RANGE
 from needle.shard.documents import store
+from needle.shard.effects import ABSENT, LEFT, WRITTEN, Effect, EffectLog
+from needle.shard.live_collection import LiveCollection
 from needle.shard.segments.keeper import SegmentKeeper
 from shard.replica_util import Log, floats, open_replica, put, spec
 
@@ -47,6 +51,24 @@ def work(run: Callable[[], Any]) -> int:
         sys.settrace(None)
         sys.setprofile(None)
     return count
+
+
+def test_what_leaves_with_a_range_costs_the_same_however_many_collections_it_has() -> None:
+    """What is held of all of them was counted again for each: with thousands, seconds of apply."""
+    measured, rng = list[int](), random.Random(1)
+    for count in (10, 400):
+        effects = EffectLog(memory_max=512 * 2 * count)
+        effects.add([Effect(at, WRITTEN, at, at, 0, (ABSENT,) * 4) for at in range(1, count + 1)])
+        effects.add([Effect(count + 1, LEFT, at, olds=(1,), vectors=(0,)) for at in range(1, count)])
+        last = Effect(count + 2, LEFT, count, olds=(1,), vectors=(0,))
+        measured.append(work(lambda one=last, of=effects: of.add([one])))  # type: ignore[misc]
+        assert effects.hold(10**6) == 2 * count
+        for _ in range(3 * count):  # it is counted right, whatever comes and goes
+            at = rng.randrange(1, count + 1)
+            effects.add([Effect(count + 3, LEFT, at, olds=(rng.randrange(4),), vectors=(rng.randrange(4),))])
+            found = effects.hold(rng.choice([10**6, rng.randrange(2 * count)]))
+            assert found == effects._moved.count == sum(one.count() for one in effects._moved._moved.values())
+    assert measured[0] == measured[1], measured
 
 
 def with_collections(directory: Path, count: int) -> tuple[Any, Log]:
@@ -247,6 +269,24 @@ async def test_the_files_of_a_dropped_collection_go(tmp_path: Path) -> None:
     keeper.kick()
     await keeper._files_pass()
     assert not (directory / mine).exists() and (directory / others).exists()
+    replica.close()
+
+
+def test_a_dropped_collection_leaves_memory_at_once(tmp_path: Path) -> None:
+    """Not when the collector of reference cycles comes, which may be an hour later."""
+
+    def held() -> int:
+        return sum(type(one) is LiveCollection for one in gc.get_objects())
+
+    replica, log = with_collections(tmp_path, 6)
+    before = held()
+    gc.disable()
+    try:
+        replica.apply(log.add(put(["x"], [[1, 1, 1]], collection="c3")))
+        replica.apply(log.add(DropCollection("c3"), DropCollection("c4")))
+        assert held() == before - 2
+    finally:
+        gc.enable()
     replica.close()
 
 

@@ -9,6 +9,7 @@ import resource
 from contextlib import closing
 from pathlib import Path
 
+import apsw
 import pytest
 
 from needle.base.errors import (
@@ -66,6 +67,42 @@ def test_without_a_checkpoint_a_power_loss_takes_whole_batches(tmp_path: Path) -
     replica = open_replica(tmp_path)
     assert sizes and sizes[0] > 0 and replica.applied_index() == 3
     assert [d.id for d in replica.get("c", ["c", "d"], False)] == ["c"]
+
+
+class CountedSyncs(apsw.VFS):
+    """SQLite's way to files while it lasts: tells which were synced, by their names."""
+
+    def __init__(self) -> None:
+        super().__init__("counted-syncs", "unix", makedefault=True)
+        self.synced: list[str] = []
+
+    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:
+        path = name.filename() if isinstance(name, apsw.URIFilename) else str(name)
+        synced = self.synced
+
+        class File(apsw.VFSFile):
+            def xSync(self, flags: int) -> None:
+                synced.append(os.path.basename(path))
+                super().xSync(flags)
+
+        return File("unix", name, flags)
+
+    def close(self) -> None:
+        """SQLite opens files as before."""
+        self.unregister()
+
+
+def test_sqlite_syncs_at_a_checkpoint_the_log_first(tmp_path: Path) -> None:
+    """The simulation's power cuts go by that."""
+    with closing(CountedSyncs()) as counted, closing(open_replica(tmp_path, commit=1)) as replica:
+        log = Log()
+        replica.apply(log.add(CreateCollection(spec()), put(["a"], [[1, 2, 3]])))
+        counted.synced.clear()
+        replica.apply(log.add(put(["b"], [[1, 2, 3]])))
+        assert counted.synced == [], "the Raft log brings it back"
+        replica.checkpoint()
+        database_synced = counted.synced.index("documents.db")
+        assert "documents.db-wal" in counted.synced[:database_synced]
 
 
 def test_a_checkpoint_during_a_long_read_is_durable_and_loses_nothing(tmp_path: Path) -> None:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from needle.base.config import SegmentConfig
 from needle.base.dtypes import DType, VectorForm
 from needle.base.errors import CorruptSegment, InvalidArgument
-from needle.base.model import KINDS_OF, CollectionSpec, IndexKind, IndexParams, Metric
+from needle.base.model import (
+    KINDS_OF,
+    METRICS_OF_NUMBERS,
+    CollectionSpec,
+    IndexKind,
+    IndexParams,
+    Metric,
+    SearchRequest,
+)
 from needle.protocol.commands import CreateCollection, Insert, UpdateVectors
 from needle.shard.segments.builder import build_segment
 from needle.shard.segments.collection_vectors import CollectionVectors
@@ -19,7 +28,8 @@ from needle.shard.segments.sealed import SealedSegment
 from shard.replica_util import Log, open_replica
 from shard.vectors_util import clustered
 
-ROWS, WIDTH = 5000, 24
+ROWS, WIDTH, BEAM = 3000, 24, 60
+"""So narrow a beam in so many vectors costs less than to score each: graphs are searched."""
 TYPED = [DType.FLOAT16, DType.INT8]
 
 
@@ -49,7 +59,7 @@ def test_every_float16_is_widened_exactly() -> None:
     assert wide.tobytes() == every.astype(np.float32).tobytes()
 
 
-@pytest.mark.parametrize("metric", list(Metric))
+@pytest.mark.parametrize("metric", METRICS_OF_NUMBERS)
 @pytest.mark.parametrize(("dtype", "kind"), [(dtype, kind) for dtype in TYPED for kind in KINDS_OF[dtype]])
 def test_a_file_finds_and_keeps_what_is_stored(tmp_path: Path, dtype: DType, kind: IndexKind, metric: Metric) -> None:
     spec, rows = spec_of(dtype, kind, metric), stored(dtype)
@@ -60,7 +70,7 @@ def test_a_file_finds_and_keeps_what_is_stored(tmp_path: Path, dtype: DType, kin
     queries = spec.form.scored(stored(dtype, 40, 2))
     scored = spec.form.scored(rows)
     exact = np.stack([pair_distances(metric, np.tile(query, (ROWS, 1)), scored) for query in queries])
-    ordinals, distances = top_k(segment.search(queries, 10, 200, None), len(queries), 10)
+    ordinals, distances = top_k(segment.search(queries, 10, BEAM, None), len(queries), 10)
     for at, (found, told) in enumerate(zip(ordinals, distances, strict=True)):
         assert (told == exact[at, found]).all()  # bit by bit
     least = np.sort(exact, axis=1)[:, 9:10]
@@ -70,7 +80,21 @@ def test_a_file_finds_and_keeps_what_is_stored(tmp_path: Path, dtype: DType, kin
         assert per_vector < WIDTH * spec.form.array.itemsize + 16  # nothing of it is float32
 
 
-@pytest.mark.parametrize("metric", list(Metric))
+@pytest.mark.parametrize("kind", KINDS_OF[DType.INT8])
+def test_bits_as_whole_numbers_have_the_root_of_the_hamming_distance(tmp_path: Path, kind: IndexKind) -> None:
+    """As docs/index-selection.md says."""
+    heart = np.random.default_rng(1).integers(0, 2, (40, WIDTH))
+    flipped = np.random.default_rng(2).random((ROWS, WIDTH)) < 0.15
+    bits = (heart[np.arange(ROWS) % len(heart)] ^ flipped).astype(np.int8)
+    segment = build(tmp_path / "bits", spec_of(DType.INT8, kind, Metric.L2), bits)
+    ordinals, distances = top_k(segment.search(heart.astype(np.float32), 10, BEAM, None), len(heart), 10)
+    differ = (bits[ordinals] != heart[:, None]).sum(axis=2)
+    assert (distances == np.sqrt(differ.astype(np.float32))).all()
+    least = np.sort((bits != heart[:, None]).sum(axis=2), axis=1)[:, :10]
+    assert (differ <= least[:, -1:]).mean() > 0.95
+
+
+@pytest.mark.parametrize("metric", METRICS_OF_NUMBERS)
 @pytest.mark.parametrize("dtype", TYPED)
 def test_codes_that_do_not_do_leave_what_is_stored(tmp_path: Path, dtype: DType, metric: Metric) -> None:
     """Vectors that codes of a bit cannot tell apart: the file has a graph over full vectors."""
@@ -121,6 +145,32 @@ def test_a_command_of_another_type_is_refused(tmp_path: Path) -> None:
     results = replica.apply(log.entries)
     assert [isinstance(one, InvalidArgument) for one in results] == [False, False, True, True]
     assert replica.view.count("c") == 1
+    replica.close()
+
+
+def test_a_search_is_as_long_as_what_it_scores(tmp_path: Path) -> None:
+    """Bits are counted as they are, other types are widened first."""
+    replica, log, wide = open_replica(tmp_path), Log(), 2048
+    for dtype in DType:
+        metric = Metric.HAMMING if dtype is DType.BIT else Metric.L2
+        made = CollectionSpec(name=dtype, dimensions=wide, metric=metric, dtype=dtype)
+        rows = made.form.stored(np.ones((3, wide), np.float32)).tobytes()
+        log.add(CreateCollection(made))
+        log.add(Insert(dtype, ["a", "b", "c"], rows, [b""] * 3, dtype=dtype))
+    replica.apply(log.entries)
+    query = SearchRequest(collection="", vector=np.ones(wide, "<f4").tobytes(), k=1, with_metadata=False)
+    found = {
+        dtype: replica.reads().short_bytes(msgspec.structs.replace(query, collection=dtype)) / (3 * wide * 4)
+        for dtype in DType
+    }
+    assert found[DType.FLOAT32] == 1 and found[DType.BIT] == 1 / 16
+    assert 1 < found[DType.INT8] < found[DType.FLOAT16] < 4
+    few = CollectionSpec(name="few", dimensions=16, metric=Metric.HAMMING, dtype=DType.BIT)
+    log.add(CreateCollection(few))
+    log.add(Insert("few", ["a", "b", "c"], b"\xff\xff" * 3, [b""] * 3, dtype=DType.BIT))
+    replica.apply(log.entries[-2:])
+    query = SearchRequest(collection="few", vector=np.ones(16, "<f4").tobytes(), k=1, with_metadata=False)
+    assert replica.reads().short_bytes(query) == 3 * 256, "a row of few bits takes as long as one of many"
     replica.close()
 
 

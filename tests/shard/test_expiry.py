@@ -13,7 +13,6 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyroaring import BitMap
 
 from needle.base.errors import AlreadyExists, CollectionNotFound, CorruptDocuments, InvalidArgument
 from needle.base.instants import micros, rfc3339
@@ -360,7 +359,7 @@ def prepare(incoming: bool, owned: list[KeyRange], strategy: ShardStrategy = RAN
 def copied(source: Replica, step: int, after: int = -1) -> Import:
     """What is above an ordinal, and what was deleted."""
     rows, reached, _ = copying.page(source.view, "c", MOVED, after, 1000)
-    deleted, _ = copying.deleted(source.view, "c", MOVED, max(after, 0), BitMap())
+    deleted, _ = copying.deleted(source.view, "c", MOVED, max(after, 0), None)
     return Import(
         9, step, "c", max(reached, after), [r.id for r in rows], [r.version for r in rows],
         b"".join(r.vector for r in rows), [r.metadata for r in rows], deleted, True, [r.expires for r in rows],

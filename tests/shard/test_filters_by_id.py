@@ -13,6 +13,7 @@ from base import filter_reference
 from needle.base.filters.builder import Filter
 from needle.base.model import SearchRequest
 from needle.protocol.commands import Change, ChangeWhere, CreateCollection, Delete, Patch
+from needle.shard.documents import scans
 from needle.shard.documents.store import DocumentStore
 from needle.shard.reads import Page
 from needle.shard.state_machine import Replica
@@ -86,20 +87,27 @@ def test_a_change_of_many_named_documents_goes_on_where_its_part_ended(filled: t
     assert done == IDS[11:60:2]
 
 
+def stored_of(replica: Replica) -> Any:
+    """What looks ids up for the searches of the one collection."""
+    opened = replica._states.opened
+    assert opened is not None
+    return next(iter(opened.live.numbered.values()))._stored
+
+
 def test_a_search_of_an_earlier_moment_finds_what_was_there_then(filled: tuple[Replica, Log]) -> None:
     """A search keeps its view while documents are replaced, changed and deleted: their ids lead elsewhere by now."""
     replica, log = filled
     view = replica.view.collection("c")
-    store, universe = replica.view.store, view.live.bitmap() - BitMap([9])
+    stored, universe = stored_of(replica), view.live.bitmap() - BitMap([9])
     asked = ["d003", "d004", "d005", "d006", "d009", "none"]
-    assert list(store.placed(view.record.id, asked, universe)) == [3, 4, 5, 6]
+    assert list(stored.placed(asked, universe)) == [3, 4, 5, 6]
     replica.apply(log.add(put(["d003", "new"], [[1, 1, 1]] * 2, [{}] * 2)))
     replica.apply(log.add(Delete("c", ["d004", "d100"])))
     replica.apply(log.add(Patch("c", ["d005"], Change(set=[("n", b"0")]))))
-    assert list(store.placed(view.record.id, [*asked, "new"], universe)) == [3, 4, 5, 6]
-    assert list(store.placed(view.record.id, ["d003"], universe)) == [3]
+    assert list(stored.placed([*asked, "new"], universe)) == [3, 4, 5, 6]
+    assert list(stored.placed(["d003"], universe)) == [3]
     now = replica.view.collection("c").live.bitmap()
-    assert len(store.placed(view.record.id, [*asked, "new"], now)) == 5  # without d004
+    assert len(stored.placed([*asked, "new"], now)) == 5  # without d004
     node = Filter.ids(["d003", "d005", "d100"]).node
     assert list(view.payload.within(node, view.record.next_ordinal, universe)) == [3, 5, 100]
 
@@ -114,3 +122,40 @@ def test_a_condition_may_name_ids(filled: tuple[Replica, Log]) -> None:
     (seen,) = replica.get("c", ["d003", "d005"], False, None, Filter.ids(["d003"]).to_json())
     assert (seen.id, json.loads(seen.metadata)) == ("d003", ROWS["d003"])
     assert replica.get("c", ["d003"], False, None, Filter.ids(["d004"]).to_json()) == []
+
+
+def test_ids_that_are_not_there_cost_what_died_since_not_all_that_is_dead(
+    filled: tuple[Replica, Log], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica, log = filled
+    for n in range(50):
+        replica.apply(log.add(put(IDS[:40], [[n + 1, 2, 3]] * 40)))
+    monkeypatch.setattr(DocumentStore, "graves", lambda *_: pytest.fail("all dead rows are read"))
+    asked, placed = list[int](), scans.placed
+
+    def counting(*arguments: Any) -> BitMap:
+        *rest, died = arguments
+
+        def counted() -> BitMap:
+            found: BitMap = died()
+            asked.append(len(found))
+            return found
+
+        return placed(*rest, counted)
+
+    monkeypatch.setattr(scans, "placed", counting)
+    request = SearchRequest(
+        collection="c", vector=floats([1, 2, 3]), k=10, filter=json.dumps({"$ids": ["d003", "no"]}).encode()
+    )
+    assert replica.search(request).ids == ["d003"]
+    assert asked == [0]
+
+
+def test_ids_of_documents_that_a_batch_replaces_are_found_before_memory_has_it(filled: tuple[Replica, Log]) -> None:
+    """The file may have a batch that no view has yet."""
+    replica, log = filled
+    view, stored = replica.view.collection("c"), stored_of(replica)
+    fresh = stored.live
+    replica.apply(log.add(Delete("c", ["d003"])))
+    stored.live = fresh  # as another thread may see it between the two
+    assert list(stored.placed(["d003", "d004", "no"], view.live.bitmap())) == [3, 4]

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from needle.base.dtypes import VectorForm
 from needle.base.errors import Internal
-from needle.base.model import Metric
-from needle.shard.segments.growing import CHUNK_ROWS_MAX, CHUNK_ROWS_MIN, GrowingSegment
+from needle.base.model import METRICS_OF_NUMBERS, Metric
+from needle.shard.segments.growing import CHUNK_ROWS_MAX, CHUNK_ROWS_MIN, PAGES_BYTES, GrowingSegment
 from needle.shard.segments.scoring import Scan, top_k
 from shard.vectors_util import check_against_brute, clustered
 
@@ -31,7 +31,7 @@ def filled(data: np.ndarray, step: int) -> GrowingSegment:
 
 @settings(deadline=None)
 @given(
-    st.sampled_from(list(Metric)),
+    st.sampled_from(METRICS_OF_NUMBERS),
     st.integers(1, 600),
     st.integers(1, 200),
     st.integers(1, 25),
@@ -82,10 +82,25 @@ def test_a_reader_is_not_touched_by_later_changes() -> None:
 
 
 def test_chunks_start_small_and_grow_to_a_bound() -> None:
-    growing = filled(np.zeros((CHUNK_ROWS_MAX * 3, 2), np.float32), 1000)
+    growing = filled(np.zeros((CHUNK_ROWS_MAX * 3, 512), np.float32), 1000)
     sizes = [len(chunk.vectors) for chunk in growing.chunks]
-    assert sizes[0] == CHUNK_ROWS_MIN and max(sizes) == CHUNK_ROWS_MAX
-    assert growing.bytes_held() <= (CHUNK_ROWS_MAX * 3 + CHUNK_ROWS_MAX) * 2 * 4
+    assert sizes[0] * 512 * 4 == PAGES_BYTES and max(sizes) == CHUNK_ROWS_MAX
+    assert growing.bytes_held() <= (CHUNK_ROWS_MAX * 3 + CHUNK_ROWS_MAX) * 512 * 4
+    long = filled(np.zeros((CHUNK_ROWS_MIN + 1, 10_000), np.float32), 10)
+    assert [chunk.rows for chunk in long.chunks] == [CHUNK_ROWS_MIN, 1]
+
+
+def test_what_few_batches_of_small_vectors_bring_is_one_chunk() -> None:
+    """A scan takes as long for a chunk of a hundred rows as for one of a thousand."""
+    assert [chunk.rows for chunk in filled(clustered(1000, 64, 1), 125).chunks] == [1000]
+
+
+def test_a_small_chunk_that_is_mostly_dead_does_not_grow() -> None:
+    growing, data = GrowingSegment(VectorForm(8)), clustered(10, 8, 1)
+    for first in range(0, 100_000, 10):  # ten documents, again and again; nobody calls `compacted`
+        growing = growing.appended(np.arange(first, first + 10), data).without(np.arange(first - 10, first))
+        assert growing.bytes_held() <= 8 * 10 * 8 * 4
+    assert len(growing) == 10 and len(growing.chunks) == 1
 
 
 def test_matrix_products_stay_float32() -> None:
@@ -141,7 +156,7 @@ def test_overwriting_for_ever_fills_no_memory() -> None:
 
 
 def test_compacting_keeps_out_of_the_ranges_of_segments() -> None:
-    data = clustered(400, 4, 1)
+    data = clustered(400, PAGES_BYTES // 4 // CHUNK_ROWS_MIN, 1)
     dead = np.concatenate((np.arange(64, 190), np.arange(200, 390)))
     growing = filled(data, 100).closed().without(dead)
     kept = growing.compacted(192)

@@ -11,8 +11,10 @@ import pytest
 
 from harness.told import told
 from needle.base.collection_sizes import IndexProgress
+from needle.base.config import SegmentConfig
+from needle.base.dtypes import DType
 from needle.base.errors import CollectionNotFound, InvalidArgument
-from needle.base.model import IndexKind, IndexParams, SearchRequest, WriteResult
+from needle.base.model import CollectionSpec, IndexKind, IndexParams, Metric, SearchRequest, WriteResult
 from needle.protocol.commands import (
     CreateCollection,
     DropCollection,
@@ -27,6 +29,7 @@ from needle.shard.ordinal_set import OrdinalSet
 from needle.shard.plan import PublishedSegment
 from needle.shard.segments.builder import build_segment
 from needle.shard.segments.collection_vectors import CollectionVectors
+from needle.shard.segments.index_changes import queries_of
 from needle.shard.segments.sealed import SealedSegment
 from needle.shard.state_machine import Replica as Machine
 from shard.replica_util import Log, floats, open_replica, put, spec
@@ -85,7 +88,7 @@ async def test_what_is_written_meanwhile_is_indexed_and_is_there_after_the_switc
     async with Running(cluster.a, cluster.b):
         await filled(cluster)
         wish(cluster, SQ8)
-        await until(lambda: bool(cluster.a.vectors.staged()))
+        await until(lambda: bool(cluster.a.vectors.staged()), every=0)
         cluster.each(lambda r: r.vectors.append(3000, DATA[3000:]))
         cluster.each(lambda r: r.vectors.tombstone([1, 2, 3500]))
         await until(lambda: changed(cluster, SQ8) and settled(cluster)())
@@ -102,7 +105,7 @@ async def test_a_change_goes_on_under_another_leader(tmp_path: Path) -> None:
         cluster.each(lambda r: r.vectors.append(3000, DATA[3000:]))
         await until(settled(cluster))
         wish(cluster, SQ8)
-        await until(lambda: bool(cluster.a.vectors.staged()))
+        await until(lambda: bool(cluster.a.vectors.staged()), every=0)
         cluster.leader = "b"
         cluster.each(lambda r: None)
         await until(lambda: changed(cluster, SQ8))
@@ -119,7 +122,7 @@ async def test_a_change_that_is_taken_back_leaves_nothing(tmp_path: Path) -> Non
         cluster.down = True  # so that it does not switch
         cluster.a.keeper._builds._alone.add(7)
         wish(cluster, SQ8)
-        await until(lambda: bool(cluster.a.vectors.staged()))
+        await until(lambda: bool(cluster.a.vectors.staged()), every=0)
         assert not kinds(cluster.a) - {IndexKind.HNSW}
         wish(cluster, first)
         cluster.down = False
@@ -134,7 +137,7 @@ async def test_of_two_changes_the_later_one_wins(tmp_path: Path) -> None:
     async with Running(cluster.a, cluster.b):
         await filled(cluster)
         wish(cluster, SQ8)
-        await until(lambda: bool(cluster.a.vectors.staged()))
+        await until(lambda: bool(cluster.a.vectors.staged()), every=0)
         wish(cluster, FLAT)
         await until(lambda: changed(cluster, FLAT))
         names = [os.path.basename(sealed.path) for sealed in cluster.a.vectors.attached()]
@@ -321,3 +324,17 @@ def test_what_is_staged_and_the_switch_outlive_restarts_and_travel_with_snapshot
     assert isinstance(dropped, WriteResult) and isinstance(again, CollectionNotFound)
     replica.close()
     assert open_replica(tmp_path / "a").held.collection_vectors() == []
+
+
+def test_indexes_of_bits_are_measured_by_what_was_asked_in_bytes_too(tmp_path: Path) -> None:
+    """As most callers have them: such queries were passed over, and recall measured by the vectors themselves alone."""
+    made = CollectionSpec(name="c", dimensions=64, metric=Metric.HAMMING, dtype=DType.BIT)
+    bits = np.random.default_rng(1).integers(0, 2, (300, 64)).astype(np.float32)
+    vectors = CollectionVectors(7, made, str(tmp_path), SegmentConfig())
+    vectors.append(0, made.form.stored(bits))
+    publish(vectors, *seal(vectors, 0, 299))
+    asked = np.random.default_rng(2).integers(0, 2, (3, 64)).astype(np.float32)
+    packed = np.packbits(asked[1:] != 0, axis=1).astype("<f4")
+    queries, own = queries_of(vectors.view(), [b"odd", asked[0].tobytes(), *(row.tobytes() for row in packed)], 5)
+    assert queries[:3].tolist() == asked.tolist() and own == [False] * 3 + [True] * 2
+    assert queries[3:].tolist() == bits[[0, 299]].tolist()

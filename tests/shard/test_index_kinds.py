@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import tracemalloc
+from collections.abc import Callable
+from functools import cache
 from mmap import mmap
 from pathlib import Path
 from threading import Lock, Thread
@@ -13,17 +17,21 @@ from pyroaring import BitMap
 
 from needle.base.dtypes import DType
 from needle.base.errors import CorruptSegment
-from needle.base.model import CODES, CollectionSpec, IndexKind, IndexParams, Metric
+from needle.base.explain import Way
+from needle.base.model import CODES, GRAPHS, METRICS_OF_NUMBERS, CollectionSpec, IndexKind, IndexParams, Metric
 from needle.shard.segments import format as format_
 from needle.shard.segments import opened
 from needle.shard.segments.builder import build_segment
 from needle.shard.segments.opened import OpenIndex
-from needle.shard.segments.scoring import Scan, top_k
+from needle.shard.segments.scoring import Scan, pair_distances, top_k
 from needle.shard.segments.sealed import SealedSegment
-from shard.vectors_util import brute, check_against_brute, clustered, new_vectors, publish, seal
+from needle.shard.segments.trace import Ways
+from shard.vectors_util import brute, check_against_brute, clustered, distances_to, new_vectors, publish, seal
 
 ROWS, DIMENSIONS = 9000, 24
 NEW = [kind for kind in IndexKind if kind is not IndexKind.HNSW]
+LEAST = {kind: 2500 if kind in GRAPHS else 4500 for kind in IndexKind}
+"""Of so many vectors each kind has an index of its own: lists begin at 4,096 nodes, and a graph's cost more each."""
 
 
 def spec(kind: IndexKind, metric: Metric = Metric.COSINE, dimensions: int = DIMENSIONS) -> CollectionSpec:
@@ -52,12 +60,13 @@ def recall(
     ordinals, distances = top_k(segment.search(queries, k, ef, mask), len(queries), k)
     live = np.arange(len(data)) if mask is None else np.flatnonzero(mask)
     wanted, found = min(k, len(live)), 0
+    exact = data[live].astype(np.float64)
     for got, told, query in zip(ordinals, distances, queries, strict=True):
         got, told = got[:wanted], told[:wanted]
         assert (got >= 0).all() and np.isin(got, live).all() and len(set(got.tolist())) == wanted
         own = dict(zip(*brute(segment.metric, data[got], got, query, wanted), strict=True))
         np.testing.assert_allclose(told, [own[one] for one in got], rtol=1e-4, atol=2e-4)
-        farthest = brute(segment.metric, data[live], live, query, wanted)[1][-1]
+        farthest = np.partition(distances_to(segment.metric, exact, query), wanted - 1)[wanted - 1]
         found += int((told <= farthest + 1e-5 * max(1, abs(farthest))).sum())
     return found / (wanted * len(queries))
 
@@ -68,7 +77,7 @@ def halves(directory: Path, made: CollectionSpec, data: np.ndarray) -> SealedSeg
     return build(directory, made, data[half:], half, build(directory, made, data[:half]))
 
 
-@pytest.fixture(scope="module", params=[(kind, metric) for kind in NEW for metric in Metric], ids="-".join)
+@pytest.fixture(scope="module", params=[(kind, metric) for kind in NEW for metric in METRICS_OF_NUMBERS], ids="-".join)
 def large(request, tmp_path_factory: pytest.TempPathFactory) -> tuple[SealedSegment, np.ndarray, np.ndarray]:
     kind, metric = request.param
     data, queries = clustered(ROWS, DIMENSIONS, 1), clustered(50, DIMENSIONS, 2)
@@ -107,8 +116,8 @@ def test_a_scan_gives_every_neighbour(large) -> None:
 
 
 def test_files_are_of_the_kind_asked_for_and_the_same_each_time(tmp_path: Path) -> None:
-    data = clustered(4500, DIMENSIONS, 1)
     for kind in IndexKind:
+        data = clustered(LEAST[kind], DIMENSIONS, 1)
         first, again = build(tmp_path / "a", spec(kind), data), build(tmp_path / "b", spec(kind), data)
         assert first.segment == again.segment and first.kind is kind
 
@@ -117,8 +126,9 @@ def test_files_are_of_the_kind_asked_for_and_the_same_each_time(tmp_path: Path) 
 def test_vectors_that_codes_cannot_tell_apart_are_found(tmp_path: Path, kind: IndexKind) -> None:
     """Half of them are one vector but for its last digits, and a single one is a million times longer."""
     rng = np.random.default_rng(1)
-    data = clustered(6000, DIMENSIONS, 1, normalise=False)
-    data[::2] = data[0] + 1e-4 * rng.standard_normal((3000, DIMENSIONS)).astype(np.float32)
+    half = 2000 if kind in GRAPHS else 3000
+    data = clustered(2 * half, DIMENSIONS, 1, normalise=False)
+    data[::2] = data[0] + 1e-4 * rng.standard_normal((half, DIMENSIONS)).astype(np.float32)
     data[1] *= 1e6
     segment = build(tmp_path, spec(kind, Metric.L2), data)
     near = data[0] + 1e-4 * rng.standard_normal((20, DIMENSIONS)).astype(np.float32)
@@ -128,7 +138,7 @@ def test_vectors_that_codes_cannot_tell_apart_are_found(tmp_path: Path, kind: In
 
 @pytest.mark.parametrize("kind", IndexKind)
 def test_copies_are_found_all_and_hide_nothing(tmp_path: Path, kind: IndexKind) -> None:
-    data = clustered(10_000, DIMENSIONS, 1)
+    data = clustered(2 * LEAST[kind] + 1000, DIMENSIONS, 1)
     data[::2] = data[0]
     segment = halves(tmp_path, spec(kind), data)
     assert segment.kind is kind
@@ -141,18 +151,19 @@ def test_bands_of_an_inner_product_are_searched_by_codes_and_lists(
     tmp_path: Path, kind: IndexKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(3)
-    data, queries = clustered(14_000, DIMENSIONS, 1), clustered(50, DIMENSIONS, 2)
-    data *= (rng.choice([1.0, 1.5, 4.0], (14_000, 1)) * rng.uniform(1, 1.04, (14_000, 1))).astype(np.float32)
+    rows = 6600 if kind in GRAPHS else 14_000  # a third of them is enough for a band
+    data, queries = clustered(rows, DIMENSIONS, 1), clustered(50, DIMENSIONS, 2)
+    data *= (rng.choice([1.0, 1.5, 4.0], (rows, 1)) * rng.uniform(1, 1.04, (rows, 1))).astype(np.float32)
     segment = halves(tmp_path, spec(kind, Metric.DOT), data)
     assert segment.kind is kind and (kind is IndexKind.FLAT or [band.even for band in segment.bands] == [True] * 3)
     monkeypatch.setattr(OpenIndex, "cost", lambda *_: 0)  # no way round the index
     for share in (1.0, 0.9, 0.3, 0.01):
-        assert recall(segment, data, queries, rng.random(14_000) < share) >= 0.94
+        assert recall(segment, data, queries, rng.random(rows) < share) >= 0.94
     assert recall(segment, data, queries[:5], None, k=2000) >= 0.97
 
 
 @pytest.mark.parametrize("kind", NEW)
-@pytest.mark.parametrize("metric", Metric)
+@pytest.mark.parametrize("metric", METRICS_OF_NUMBERS)
 def test_small_files(tmp_path: Path, kind: IndexKind, metric: Metric) -> None:
     made = spec(kind, metric, 3)
     nothing, path = build_segment(str(tmp_path), 3, 0, 9, [], made)
@@ -183,7 +194,7 @@ def test_codes_of_a_small_file_find_what_full_vectors_do(tmp_path: Path, kind: I
 
 @pytest.mark.parametrize("kind", NEW)
 def test_every_byte_counts(tmp_path: Path, kind: IndexKind) -> None:
-    segment = build(tmp_path, spec(kind), clustered(4500, DIMENSIONS, 1))
+    segment = build(tmp_path, spec(kind), clustered(LEAST[kind], DIMENSIONS, 1))
     assert segment.kind is kind
     path = Path(segment.path)
     whole = path.read_bytes()
@@ -199,17 +210,32 @@ def test_every_byte_counts(tmp_path: Path, kind: IndexKind) -> None:
     assert SealedSegment(str(path), segment.segment, spec(kind)).kind is kind
 
 
+@pytest.fixture(scope="module")
+def wide(module_path: Path) -> Callable[[IndexKind], tuple[SealedSegment, np.ndarray]]:
+    """One file of 256 dimensions of each kind that is asked for, opened anew each time."""
+
+    @cache
+    def built(kind: IndexKind) -> tuple[SealedSegment, np.ndarray]:
+        data = clustered(LEAST[kind] + 500, 256, 1)
+        return build(module_path / kind, spec(kind, dimensions=256), data), data
+
+    def opens(kind: IndexKind) -> tuple[SealedSegment, np.ndarray]:
+        segment, data = built(kind)
+        return SealedSegment(segment.path, segment.segment, spec(kind, dimensions=256)), data
+
+    return opens
+
+
 @pytest.mark.parametrize("kind", CODES)
-def test_full_vectors_beside_codes_do_not_stay_mapped(tmp_path: Path, kind: IndexKind, monkeypatch) -> None:
-    monkeypatch.setattr(opened, "LET_GO_BYTES", 1 << 20)
-    segment = build(tmp_path, spec(kind, dimensions=256), clustered(6000, 256, 1))
-    whole = 6000 * 256 * 4
+def test_full_vectors_beside_codes_do_not_stay_mapped(wide, kind: IndexKind, monkeypatch) -> None:
+    monkeypatch.setattr(opened, "LET_GO_BYTES", 1 << 19)
+    segment, data = wide(kind)
     before = mapped_bytes(segment.path)
-    assert segment.vectors(np.arange(6000)).nbytes == whole
+    assert segment.vectors(np.arange(len(data))).nbytes == data.nbytes
     for _ in range(20):
-        segment.vectors(np.arange(0, 6000, 400))
-    assert mapped_bytes(segment.path) - before < whole // 2
-    assert (segment.vectors(np.arange(6000)) == clustered(6000, 256, 1)).all()
+        segment.vectors(np.arange(0, len(data), 400))
+    assert mapped_bytes(segment.path) - before < data.nbytes // 2
+    assert (segment.vectors(np.arange(len(data))) == data).all()
 
 
 @pytest.mark.parametrize("kind", [IndexKind.FLAT, IndexKind.HNSW])
@@ -238,7 +264,7 @@ def test_others_may_go_on_while_vectors_are_read(tmp_path: Path, kind: IndexKind
 def test_vectors_need_not_begin_where_a_page_of_this_machine_does(tmp_path: Path, kind: IndexKind, monkeypatch) -> None:
     """Pages of 16 and 64 KiB are usual on ARM: there such a file was taken for damaged, deleted and built forever."""
     monkeypatch.setattr(format_, "PAGE_BYTES", 64)
-    data = clustered(5000, DIMENSIONS, 1)
+    data = clustered(LEAST[kind], DIMENSIONS, 1)
     segment = build(tmp_path, spec(kind), data)
     at = format_.read_layout(segment.path, format_.verify_file(segment.path), DType.FLOAT32).apart.at
     assert at % 4096 or kind is IndexKind.FLAT
@@ -247,7 +273,7 @@ def test_vectors_need_not_begin_where_a_page_of_this_machine_does(tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", NEW)
-def test_a_scan_does_not_wait_for_each_page_of_its_own(tmp_path: Path, kind: IndexKind, monkeypatch) -> None:
+def test_a_scan_does_not_wait_for_each_page_of_its_own(wide, kind: IndexKind, monkeypatch) -> None:
     """Either the system reads ahead by itself, or it is told of all that a scan is about to read."""
     hints: list[tuple[str, int, int]] = []
 
@@ -257,8 +283,8 @@ def test_a_scan_does_not_wait_for_each_page_of_its_own(tmp_path: Path, kind: Ind
 
     advise = opened._advise
     monkeypatch.setattr(opened, "_advise", noted)
-    segment = build(tmp_path, spec(kind, dimensions=256), clustered(5000, 256, 1))
-    seen = np.zeros(5000 * 1024, np.bool_)
+    segment, data = wide(kind)
+    seen = np.zeros(data.nbytes, np.bool_)
     for rows in segment.node_blocks():
         assert rows.shape[1] == 256
     for advice, first, size in hints:
@@ -280,26 +306,45 @@ def mapped_bytes(path: str) -> int:
     return found
 
 
+@pytest.mark.parametrize("kind", IndexKind)
+def test_a_file_that_nobody_uses_any_more_is_let_go_at_once(tmp_path: Path, kind: IndexKind) -> None:
+    """It stayed mapped, with what it takes on the disk, until the collector of reference cycles came: an hour later."""
+    data, queries = clustered(1500, DIMENSIONS, 1), clustered(3, DIMENSIONS, 2)
+    data[::3] *= 4
+    gc.disable()
+    try:
+        segment = halves(tmp_path, spec(kind, Metric.DOT), data)
+        segment.search(queries, 10, 64, None)
+        segment.search(queries, 10, 64, np.arange(1500) % 2 == 0)
+        assert segment.path in Path("/proc/self/maps").read_text("utf-8")
+        path = segment.path
+        del segment
+        assert path not in Path("/proc/self/maps").read_text("utf-8")
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("kind", [kind for kind in NEW if kind is not IndexKind.FLAT])
 def test_candidates_are_scored_from_full_vectors(tmp_path: Path, kind: IndexKind, monkeypatch) -> None:
     """As replicas do, whose files may differ: the distances are those of a scan, bit by bit."""
     monkeypatch.setattr(OpenIndex, "cost", lambda *_: 0)  # no way round the index
     made = new_vectors(tmp_path, Metric.L2, DIMENSIONS, kind=kind)
-    made.append(0, clustered(5000, DIMENSIONS, 1))
-    publish(made, *seal(made, 0, 4999))
+    rows = LEAST[kind]
+    made.append(0, clustered(rows, DIMENSIONS, 1))
+    publish(made, *seal(made, 0, rows - 1))
     queries = clustered(50, DIMENSIONS, 2)
     found, exact = made.search(queries, 10), made.search(queries, 10, exact=True)
     same = found[0] == exact[0]
     assert same.mean() >= 0.97 and (found[1][same] == exact[1][same]).all()
 
 
-@pytest.mark.parametrize("metric", Metric)
+@pytest.mark.parametrize("metric", METRICS_OF_NUMBERS)
 @pytest.mark.parametrize("kind", CODES)
 def test_what_faiss_puts_in_order_is_what_scoring_all_candidates_gives(
     tmp_path: Path, kind: IndexKind, metric: Metric, monkeypatch
 ) -> None:
     monkeypatch.setattr(OpenIndex, "cost", lambda *_: 0)  # no way round the index
-    segment = build(tmp_path, spec(kind, metric), clustered(5000, DIMENSIONS, 1))
+    segment = build(tmp_path, spec(kind, metric), clustered(LEAST[kind], DIMENSIONS, 1))
     queries = clustered(40, DIMENSIONS, 2)
     ordered = [top_k(segment.search(part, 10, 64, None), len(part), 10) for part in (queries, queries[:1])]
     assert segment.kind is kind and segment._index._refined is not None
@@ -309,7 +354,7 @@ def test_what_faiss_puts_in_order_is_what_scoring_all_candidates_gives(
         assert (names == others).all() and (distances == told).all()
 
 
-@pytest.mark.parametrize("metric", Metric)
+@pytest.mark.parametrize("metric", METRICS_OF_NUMBERS)
 @pytest.mark.parametrize("kind", IndexKind)
 def test_a_scan_of_one_query_goes_over_files_and_growing_rows_alike(
     tmp_path: Path, kind: IndexKind, metric: Metric
@@ -317,13 +362,14 @@ def test_a_scan_of_one_query_goes_over_files_and_growing_rows_alike(
     """Rows in a file are looked at where they lie, others by a product: what that says must be comparable."""
     made = new_vectors(tmp_path, metric, DIMENSIONS, kind=kind)
     far = np.float32(1 if metric is Metric.COSINE else 30)
-    data = clustered(5000, DIMENSIONS, 1) * far
-    made.append(0, data[:4500])
-    publish(made, *seal(made, 0, 4499))
-    made.append(4500, data[4500:])
+    rows = LEAST[kind]
+    data = clustered(rows + 500, DIMENSIONS, 1) * far
+    made.append(0, data[:rows])
+    publish(made, *seal(made, 0, rows - 1))
+    made.append(rows, data[rows:])
     for query in clustered(20, DIMENSIONS, 2) * far:
-        for allow in (None, BitMap(range(0, 5000, 3))):
-            live = np.arange(5000) if allow is None else np.array(allow.to_array())
+        for allow in (None, BitMap(range(0, rows + 500, 3))):
+            live = np.arange(rows + 500) if allow is None else np.array(allow.to_array())
             found = made.search(query[None], 10, exact=True, allow=allow)
             check_against_brute(metric, found, data, live, query[None], 10)
 
@@ -343,3 +389,28 @@ def test_of_candidates_that_are_as_near_those_of_the_lowest_ordinals_are_found(t
     exact = top_k(scan.found, len(queries), 10)[0]
     found = top_k(segment.search(queries, 10, 64, None), len(queries), 10)[0]
     assert (found == exact).mean() > 0.9
+
+
+@pytest.mark.parametrize(("dtype", "metric", "dimensions"), [("int8", Metric.L2, 256), ("bit", Metric.HAMMING, 2048)])
+def test_a_batch_of_wide_beams_is_scored_some_pairs_at_a_time(
+    tmp_path: Path, dtype: str, metric: Metric, dimensions: int
+) -> None:
+    """The vectors of all that the beams found, and a copy of its query for each, were held at once: 168 MB here for
+    bits."""
+    index = IndexParams(m=4, ef_construction=10)
+    made = CollectionSpec(name="c", dimensions=dimensions, metric=metric, index=index, dtype=DType(dtype))
+    rows = np.random.default_rng(1).integers(-99, 99, (ROWS, made.form.numbers)).astype(made.form.array)
+    segment = build(tmp_path, made, rows)
+    queries, beam = made.form.scored(rows[:64]), 250
+    ways = Ways.of(len(queries))
+    segment.search(queries[:1], 10, beam, None)
+    tracemalloc.start()
+    try:
+        found = segment.search(queries, 10, beam, None, ways)
+        assert tracemalloc.get_traced_memory()[1] < len(queries) * beam * dimensions * 4 / 2
+    finally:
+        tracemalloc.stop()
+    assert ways.told(0, Way.GRAPH) == (Way.GRAPH, beam)
+    ordinals, distances = top_k(found, len(queries), 10)
+    for query, got, told in zip(queries, ordinals, distances, strict=True):
+        assert told.tolist() == pair_distances(metric, query[None], segment.vectors(got)).tolist()

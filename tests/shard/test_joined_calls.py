@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import time
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from needle.base.errors import Unavailable
 from needle.shard.joined_calls import JOB_SECONDS, JoinedCalls
+from needle.system import ThreadPool
 
 
 class Pool:
@@ -79,6 +85,32 @@ async def test_each_gets_its_own_result_or_error() -> None:
         joined.call(done, {"a": 1, "b": 2}.__getitem__, name)
     await asyncio.sleep(0)
     assert pool.run() == 1 and answers == {"a": 1, "x": KeyError, "b": 2}
+
+
+async def test_what_a_failed_call_held_is_freed_with_its_error() -> None:
+    """It may be a view of all vectors: it cannot wait for the garbage collector."""
+
+    class View:
+        pass
+
+    def refused(view: View) -> None:
+        raise Unavailable("no")
+
+    pool = ThreadPool("reads")
+    joined, views = JoinedCalls(pool, time.monotonic, lambda: False), list[weakref.ref[View]]()
+    gc.disable()
+    try:
+        for _ in range(2):
+            view = View()
+            views.append(weakref.ref(view))
+            with suppress(Unavailable):
+                await joined.run(partial(refused, view))
+            del view
+        await asyncio.sleep(0)
+        assert [view() for view in views] == [None, None]
+    finally:
+        gc.enable()
+        pool.close()
 
 
 async def test_a_quick_call_and_that_of_the_only_replica_wait_for_nothing() -> None:

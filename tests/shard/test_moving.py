@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from pyroaring import BitMap
 
 from needle.base.errors import (
     AlreadyExists,
@@ -54,6 +53,7 @@ from needle.routing.strategy import CONSISTENT_HASH, RANGE, ShardStrategy, routi
 from needle.shard import copying
 from needle.shard.apply.holdings import decode_holdings, encode_holdings
 from needle.shard.documents.purging import Held
+from needle.shard.documents.store import DocumentStore
 from needle.shard.documents.writer import DocumentWriter, Doomed
 from needle.shard.state_machine import Replica
 from proof.sim.power import cut_power
@@ -67,9 +67,9 @@ ALL: list[KeyRange] = [(b"", None)]
 class Shard:
     """A replica with its log."""
 
-    def __init__(self, directory: Path, name: str) -> None:
+    def __init__(self, directory: Path, name: str, feed_rows_bytes: int = 0) -> None:
         self.directory = directory / name
-        self.replica = open_replica(self.directory)
+        self.replica = open_replica(self.directory, feed_rows_bytes=feed_rows_bytes)
         self.log = Log()
 
     def told(self, *commands: Command) -> Any:
@@ -126,9 +126,9 @@ def shards(tmp_path: Path) -> tuple[Shard, Shard]:
     return shards_of(tmp_path)
 
 
-def shards_of(tmp_path: Path) -> tuple[Shard, Shard]:
+def shards_of(tmp_path: Path, feed_rows_bytes: int = 0) -> tuple[Shard, Shard]:
     """A source that owns everything and has written, and a target that owns nothing and is younger."""
-    source, target = Shard(tmp_path, "source"), Shard(tmp_path, "target")
+    source, target = Shard(tmp_path, "source", feed_rows_bytes), Shard(tmp_path, "target", feed_rows_bytes)
     for shard in (source, target):
         shard.done(CreateCollection(spec()))
     for n in range(10):
@@ -159,7 +159,7 @@ def test_a_range_moves_and_every_document_is_visible_in_one_place(shards: tuple[
     floor = source.done(Freeze(9)).version
     assert source.there(ALL) == changed
     source.copy(target, 9, cursor, 1)
-    deleted, _ = copying.deleted(source.replica.view, "c", MOVED, 1000, BitMap())
+    deleted, _ = copying.deleted(source.replica.view, "c", MOVED, 1000, None)
     assert sorted(deleted) == ["m0", "m9"]
     target.done(imported(9, 2, 1000, [], deleted))
     source.done(Release(9))
@@ -259,16 +259,46 @@ def test_what_died_while_it_was_copied_is_not_purged(shards: tuple[Shard, Shard]
     source, _ = shards
     source.done(prepare(9, False, ALL), Delete("c", ["m1", "a1"]), put(["m2"], [[1, 1, 1]]))
     source.replica.checkpoint()
-    deleted, known = copying.deleted(source.replica.view, "c", MOVED, 1000, BitMap())
+    deleted, known = copying.deleted(source.replica.view, "c", MOVED, 1000, None)
     assert deleted == ["m1"]
     source.done(Delete("c", ["m2", "m3"]))
     assert copying.deleted(source.replica.view, "c", MOVED, 1000, known)[0] == ["m3", "m2"]
     source.done(Freeze(9))
     source.replica.checkpoint()
-    assert sorted(copying.deleted(source.replica.view, "c", MOVED, 1000, BitMap())[0]) == ["m1", "m2", "m3"]
+    assert sorted(copying.deleted(source.replica.view, "c", MOVED, 1000, None)[0]) == ["m1", "m2", "m3"]
     source.done(Release(9))
     source.replica.checkpoint()
-    assert copying.deleted(source.replica.view, "c", MOVED, 1000, BitMap())[0] == []
+    assert copying.deleted(source.replica.view, "c", MOVED, 1000, None)[0] == []
+
+
+def test_a_later_look_reads_what_died_since_and_not_all_that_is_dead(
+    shards: tuple[Shard, Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writes wait for the last look, and nothing is purged while a move goes on."""
+    source, _ = shards
+    source.done(prepare(9, False, ALL))
+    for n in range(300):
+        source.done(put(["m1", "m2"], [[1, 1, n + 1], [2, 2, n + 1]]))
+    first, known = copying.deleted(source.replica.view, "c", MOVED, 590, None)
+    assert first == []
+    asked, by_ordinal, graves = list[int](), DocumentStore.by_ordinal, DocumentStore.graves
+
+    def counting(store: DocumentStore, collection: int, ordinals: Sequence[int], **what: Any) -> Any:
+        asked.extend(ordinals)
+        return by_ordinal(store, collection, ordinals, **what)
+
+    def buried(store: DocumentStore, collection: int, upto: int) -> list[int]:
+        found = graves(store, collection, upto)
+        asked.extend(found)
+        return found
+
+    monkeypatch.setattr(DocumentStore, "by_ordinal", counting)
+    monkeypatch.setattr(DocumentStore, "graves", buried)
+    source.done(Delete("c", ["m3", "m2", "a1"]), put(["m4"], [[4, 4, 4]]))
+    gone, known = copying.deleted(source.replica.view, "c", MOVED, 10**6, known)
+    assert sorted(gone) == ["m2", "m3"] and len(asked) < 40
+    asked.clear()
+    assert copying.deleted(source.replica.view, "c", MOVED, 10**6, known)[0] == [] and not asked
 
 
 def test_what_is_replaced_behind_the_pages_and_then_deleted_is_deleted_there_too(shards: tuple[Shard, Shard]) -> None:
@@ -277,7 +307,7 @@ def test_what_is_replaced_behind_the_pages_and_then_deleted_is_deleted_there_too
     target.done(prepare(9, True, []))
     cursor = source.copy(target, 9, -1, 0)
     source.done(put(["m3", "m4"], [[9, 9, 9], [8, 8, 8]]))
-    deleted, known = copying.deleted(source.replica.view, "c", MOVED, cursor, BitMap())
+    deleted, known = copying.deleted(source.replica.view, "c", MOVED, cursor, None)
     assert deleted == []
     source.done(Delete("c", ["m3", "m4"]))
     floor = source.done(Freeze(9)).version
@@ -303,7 +333,7 @@ def test_what_a_document_of_another_range_replaces_is_deleted_there_too(tmp_path
     source.done(CreateCollection(spec()), put(["x", "y", "z"], [[1, 1, 1], [2, 2, 2], [3, 3, 3]], rows))
     source.done(PrepareMove(3, 3, False, ranges, ALL, strategy, 2))
     source.done(put(["x", "y"], [[1, 1, 1], [2, 2, 2]], [{"t": stays}, {"t": goes_too}]))
-    deleted, known = copying.deleted(source.replica.view, "c", ranges, 2, BitMap())
+    deleted, known = copying.deleted(source.replica.view, "c", ranges, 2, None)
     assert deleted == ["x"]
     assert copying.deleted(source.replica.view, "c", ranges, 4, known)[0] == []
 
@@ -791,7 +821,7 @@ def test_what_is_patched_while_it_is_copied_is_copied_again(shards: tuple[Shard,
     cursor = source.copy(target, 9, -1, 0)
     source.done(Patch("c", ["m1", "a1"], Change(set=[("t", b"1")])))
     cursor = source.copy(target, 9, cursor, 1)
-    assert copying.deleted(source.replica.view, "c", MOVED, cursor, BitMap())[0] == []
+    assert copying.deleted(source.replica.view, "c", MOVED, cursor, None)[0] == []
     source.done(Mark(9, "c", cursor))
     floor = source.done(Freeze(9)).version
     refused = source.told(Patch("c", ["m1"], Change(set=[("t", b"2")])))

@@ -128,7 +128,7 @@ def test_a_name_that_was_dropped_ends_who_tells_it_and_nobody_else(tmp_path: Pat
 
 
 def test_what_a_move_took_away_is_not_told_without_its_vector(tmp_path: Path) -> None:
-    """No effect names the rows that a move lets die. Where the documents' rows are there and those of the name are not,
+    """The rows that a move lets die may be purged. Where the documents' rows are there and those of the name are not,
     nobody may be told that a document had no such vector."""
     source = Shard(tmp_path, True)
     whole = page(source.replica)
@@ -147,3 +147,20 @@ def test_what_a_move_took_away_is_not_told_without_its_vector(tmp_path: Path) ->
         pass
     assert page(source.replica, named=()) is not None  # the documents are there
     assert page(source.replica) is None
+
+
+def test_what_a_move_took_away_is_told_with_its_vector_to_who_comes_back_later(tmp_path: Path) -> None:
+    source = Shard(tmp_path, True)
+    source.done(Patch("c", ["m1"], Change(set=[("n", b"7")])))
+    whole = page(source.replica, with_vectors=True)
+    assert whole is not None
+    source.done(PrepareMove(9, 9, False, MOVED, [(b"", None)], RANGE, 2))
+    source.done(Freeze(9), Release(9))
+    while source.done(Forget(9, 3)).count:
+        pass
+    source.replica._upkeep._feed_rows_bytes = ROOM
+    while source.replica.tidy(all_of_it=True):
+        pass
+    late = page(source.replica, with_vectors=True)
+    assert late is not None and late.told == whole.told
+    assert {one.document.id for one in late.told if vector(one)} >= {"m1", "m3"}

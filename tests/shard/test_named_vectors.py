@@ -41,9 +41,11 @@ from needle.shard.named_reads import Wanted, get_named, scan_named
 from needle.shard.plan import BuildTask, plan
 from needle.shard.reads import Page
 from needle.shard.segments.growing import GrowingSegment
+from needle.shard.several import Member, Members, Several, Together, search_several
 from needle.shard.sizes import sizes_of
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, floats, open_replica, put, spec
+from shard.test_several import untimed
 
 TITLE = "c/title"
 TITLE_FORM = VectorSpec(dimensions=2, metric=Metric.L2).stored_as(TITLE).form
@@ -66,7 +68,12 @@ def title(rows: list[int], *vectors: list[float]) -> list[Named]:
 
 def found(replica: Replica, vector: list[float], k: int = 10, **kw: Any) -> list[str]:
     request = SearchRequest(collection="c", vector=floats(vector), k=k, vector_name=TITLE, **kw)
-    return replica.search(request).ids
+    batch = replica.search(request)
+    if replica.view.fence is None:  # as one of several replicas it finds the same
+        hosted: Any = SimpleNamespace(replica=replica, stopping=False)
+        [both] = search_several([Several(request, Members([Member(hosted, Claim(0, 0))]))], lambda _: True, untimed)
+        assert isinstance(both, Together) and both.hits == batch
+    return batch.ids
 
 
 def stored(replica: Replica, *ids: str) -> dict[str, list[float]]:
@@ -494,6 +501,9 @@ class _Looked:
     def __getitem__(self, name: str) -> Any:
         return self.held[name]
 
+    def __len__(self) -> int:
+        return len(self.held)
+
 
 def test_a_view_knows_the_vectors_of_each_collection(tmp_path: Path, log: Log, replica: Replica) -> None:
     """Describing all collections looked for the vectors of each among all of them."""
@@ -502,11 +512,13 @@ def test_a_view_knows_the_vectors_of_each_collection(tmp_path: Path, log: Log, r
 
     def called(of: Replica) -> dict[str, list[str]]:
         view = of.view
+        assert view.collection_count == len(view.named())
         return {one.record.spec.name: [v.record.spec.name for v in view.vectors_of(one)] for one in view.named()}
 
     assert called(replica) == {"c": ["c/abstract", TITLE], "d": []}
     looked = _Looked(replica.view.collections)
     assert len(sizes_of(dataclasses.replace(replica.view, collections=looked), "")) == 2 and looked.times == 1
+    assert dataclasses.replace(replica.view, collections=looked).collection_count == 2 and looked.times == 1
     apply(log, replica, DropCollection("c/abstract"))
     assert called(replica) == {"c": [TITLE], "d": []}
     replica.close()

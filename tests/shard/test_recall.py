@@ -2,67 +2,31 @@
 
 from __future__ import annotations
 
-from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pyroaring import BitMap
 
+from bench.recall import index_all, recall
+from bench.recall import new as vectors_of
 from needle.base.config import SegmentConfig
-from needle.base.model import PRESETS, CollectionSpec, IndexKind, IndexParams, Metric
-from needle.shard.plan import plan
-from needle.shard.segments.builder import build_segment
+from needle.base.model import CODES, GRAPHS, METRICS_OF_NUMBERS, IndexKind, Metric
 from needle.shard.segments.collection_vectors import CollectionVectors
-from shard.vectors_util import brute, clustered, publish
+from shard.vectors_util import clustered
 
-DIMENSIONS, K = 24, 10
+DIMENSIONS = 24
 LEAST = 0.95
 
 
-def new(
-    directory: Path, kind: IndexKind, metric: Metric, config: SegmentConfig, preset: str = "low_latency",
-    dimensions: int = DIMENSIONS,
-) -> CollectionVectors:  # fmt: skip
-    low = PRESETS[preset]
-    index = IndexParams(kind=kind, m=low.m, ef_construction=low.ef_construction, ef_search=low.ef_search)
-    spec = CollectionSpec(name="c", dimensions=dimensions, metric=metric, index=index)
-    return CollectionVectors(7, spec, str(directory), config)
-
-
-def index_all(vectors: CollectionVectors) -> int:
-    """Build whatever the leader of a shard would, until nothing is left to do: how many files that were."""
-    for built in count():
-        loads, end, waiting, view = vectors.loads()
-        task = plan(loads, end, waiting, vectors.config, dimensions=vectors.spec.dimensions, quiet=True, idle=True)
-        if task is None:
-            return built
-        base = next((s.sealed for s in view.served if task.base and s.sealed.segment == task.base), None)
-        blocks = view.live_blocks(base.segment.last + 1 if base else task.first, task.last)
-        publish(
-            vectors,
-            *build_segment(vectors.directory, 7, task.first, task.last, blocks, vectors.spec, base=base),
-        )
-    raise AssertionError
-
-
-def recall(
-    vectors: CollectionVectors, data: np.ndarray, live: np.ndarray, queries: np.ndarray, allow: BitMap | None = None
-) -> float:
-    """Of searches that say nothing of their own. data: by ordinal. Of as many as can be there each is there, once."""
-    ordinals, distances = vectors.search(queries, K, allow=allow)
-    counted = live if allow is None else np.intersect1d(live, np.array(allow, np.int64))
-    wanted, found = min(K, len(counted)), 0
-    for got, told, query in zip(ordinals, distances, queries, strict=True):
-        assert np.isin(got[:wanted], counted).all() and len(set(got[:wanted].tolist())) == wanted
-        farthest = brute(vectors.spec.metric, data[counted], counted, query, wanted)[1][-1]
-        found += int((told[:wanted] <= farthest + 1e-5 * max(1, abs(farthest))).sum())
-    return found / (wanted * len(queries))
+def new(directory: Path, kind: IndexKind, metric: Metric, config: SegmentConfig) -> CollectionVectors:
+    return vectors_of(directory, kind, metric, config, "low_latency", DIMENSIONS)
 
 
 @pytest.mark.parametrize("kind", IndexKind)
-def test_after_ten_rounds_of_updating_every_document(tmp_path: Path, kind: IndexKind) -> None:
-    documents, rounds = 1600, 10
+def test_after_rounds_of_updating_every_document(tmp_path: Path, kind: IndexKind) -> None:
+    """Codes are made anew with each file: ten rounds of them are in test_recall_of_presets.py, among campaigns."""
+    documents, rounds = 1600, 5 if kind in CODES else 10
     vectors = new(tmp_path, kind, Metric.COSINE, SegmentConfig(seal_rows=400))
     rng = np.random.default_rng(1)
     data = clustered(documents * (rounds + 1), DIMENSIONS, 1)
@@ -84,9 +48,9 @@ def test_after_ten_rounds_of_updating_every_document(tmp_path: Path, kind: Index
 
 
 @pytest.mark.parametrize("kind", IndexKind)
-@pytest.mark.parametrize("metric", Metric)
+@pytest.mark.parametrize("metric", METRICS_OF_NUMBERS)
 def test_where_every_vector_is_there_twice(tmp_path: Path, kind: IndexKind, metric: Metric) -> None:
-    half = clustered(4500, DIMENSIONS, 1)
+    half = clustered(2500 if kind in GRAPHS else 4500, DIMENSIONS, 1)  # fewer nodes have no lists
     data = np.concatenate((half, half[np.random.default_rng(3).permutation(len(half))]))
     vectors = new(tmp_path, kind, metric, SegmentConfig(seal_rows=1000))
     vectors.append(0, data)

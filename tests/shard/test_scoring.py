@@ -8,10 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from needle.base.dtypes import DType, VectorForm
-from needle.base.model import Metric
-from needle.shard.segments.scoring import Candidates, Scan, pair_distances, top_k, with_ties
+from needle.base.model import METRICS_OF_NUMBERS, Metric
+from needle.shard.segments.scoring import (
+    Candidates,
+    Scan,
+    pair_distances,
+    square_norms,
+    top_k,
+    with_ties,
+)
 
-METRICS = list(Metric)
+METRICS = METRICS_OF_NUMBERS
 
 
 @settings(deadline=None)
@@ -101,15 +108,20 @@ def test_stored_rows_are_found_as_what_is_scored_would_be(
     data[::3] = data[0] + (rng.integers(0, 200, (len(data[::3]), dimensions)) == 0)
     stored = form.stored(data.astype(np.float32) * np.float32(1 if dtype is DType.INT8 else 0.37))
     scored = form.scored(stored)
-    queries = np.concatenate((scored[:1], rng.standard_normal((2, dimensions)), np.zeros((1, dimensions))))
-    queries = queries.astype(np.float32)
+    asked_for = rng.standard_normal((2, dimensions))
+    asked_for /= np.linalg.norm(asked_for, axis=1, keepdims=True)  # as searches are: distances of longer ones are cut
+    queries = np.concatenate((scored[:1], asked_for, np.zeros((1, dimensions)))).astype(np.float32)
     mask = rng.random(rows) < live_share
-    given, plain = Scan(Metric.COSINE, queries, k, 1.001), Scan(Metric.COSINE, queries, k, 1.001)
-    for part in np.array_split(np.arange(rows), blocks):
-        given.add_stored(form, stored[part], part, mask[part])
-        plain.add(scored[part], part, mask[part])
-    found, wanted = (top_k(scan.found, len(queries), k) for scan in (given, plain))
-    assert found[0].tolist() == wanted[0].tolist() and found[1].tobytes() == wanted[1].tobytes()
+    lengths = np.sqrt(square_norms(form.widened(stored)))
+    for asked in (queries, queries[:1], queries[2:]):
+        scans = [Scan(Metric.COSINE, asked, k, 1.001) for _ in range(3)]
+        for part in np.array_split(np.arange(rows), blocks):
+            scans[0].add(scored[part], part, mask[part])
+            scans[1].add_stored(form, stored[part], part, mask[part])
+            scans[2].add_stored(form, stored[part], part, mask[part], lengths[part])
+        wanted, *others = (top_k(scan.found, len(asked), k) for scan in scans)
+        for found in others:
+            assert found[0].tolist() == wanted[0].tolist() and found[1].tobytes() == wanted[1].tobytes()
 
 
 def test_only_what_may_be_near_is_made_a_unit_vector(monkeypatch: pytest.MonkeyPatch) -> None:

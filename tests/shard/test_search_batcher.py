@@ -78,6 +78,56 @@ async def test_one_turn_is_shared_between_free_workers_and_the_rest_waits_for_th
     assert max(pool.batches) == 16 and sum(pool.batches) == 70 and pool.running_max == 2
 
 
+@pytest.mark.parametrize(
+    ("each", "asked", "parts"),
+    [
+        (0.0002, 4, [4]),
+        (0.0002, 8, [8]),
+        (0.0002, 15, [15]),
+        (0.0002, 16, [8, 8]),
+        (0.001, 4, [4]),
+        (0.001, 8, [4, 4]),
+        (0.05, 4, [2, 2]),
+    ],
+)
+async def test_short_searches_are_not_divided_into_small_parts(each: float, asked: int, parts: list[int]) -> None:
+    """Of four searches two workers made two batches of two, which take half as long again together, and so did those
+    that came after them."""
+    pool, spent = GatedPool(), 0.0
+    pool.gate.set()
+
+    def searched(requests: list[SearchRequest], wanted: Wanted) -> list:
+        nonlocal spent
+        spent += each * len(requests)
+        return search_many(requests, wanted)
+
+    batcher = SearchBatcher(searched, pool, spent=lambda: spent)
+    await asyncio.gather(*(batcher.search(request("a")) for _ in range(256)))
+    pool.batches.clear()
+    found = await asyncio.gather(*(batcher.search(request(str(n))) for n in range(asked)))
+    assert pool.batches == parts
+    assert [one.ids[0] for one in found] == [str(n) for n in range(asked)]
+
+
+async def test_many_short_searches_do_not_hide_that_others_are_long() -> None:
+    """Fifteen of 50 ms went to one worker, behind a batch of short ones of another collection."""
+    pool, spent, each = GatedPool(), 0.0, 0.05
+    pool.gate.set()
+
+    def searched(requests: list[SearchRequest], wanted: Wanted) -> list:
+        nonlocal spent
+        spent += each * len(requests)
+        return search_many(requests, wanted)
+
+    batcher = SearchBatcher(searched, pool, spent=lambda: spent)
+    await asyncio.gather(*(batcher.search(request("long")) for _ in range(15)))
+    each = 0.0001
+    await asyncio.gather(*(batcher.search(request("short")) for _ in range(64)))
+    pool.batches.clear()
+    await asyncio.gather(*(batcher.search(request("long")) for _ in range(15)))
+    assert pool.batches == [8, 7]
+
+
 async def test_a_lone_search_goes_at_once() -> None:
     pool = GatedPool()
     pool.gate.set()
@@ -286,6 +336,9 @@ async def test_a_search_that_cannot_begin_in_its_time_is_refused_at_once(monkeyp
     await asyncio.sleep(0)
     assert refused.done()
     assert "20 searches wait already, for about 10.0 s" in str(refused.exception())
+    for none in (0.0, -3.5):  # of many searches in one call, the last ones
+        with pytest.raises(DeadlineExceeded, match="time was over before it could begin"):
+            batcher.begin(request("x"), none)
     patient = asyncio.ensure_future(batcher.search(request("patient"), 11.0))
     await asyncio.sleep(0)
     pool.gate.set()
@@ -307,3 +360,29 @@ async def test_one_slow_search_alone_does_not_have_those_after_it_refused(monkey
     await begun(pool, 2)
     pool.gate.set()
     assert len([found for found in await asyncio.gather(*crowd) if found.ids == ["c"]]) == 30
+
+
+async def test_what_others_wait_for_is_not_counted_by_each_search_that_comes() -> None:
+    """With thousands in thousands of turns that held the event loop for milliseconds, for each part of a call."""
+    looked_at = 0
+
+    class Asked:
+        def __init__(self, turn: int) -> None:
+            self.turn = turn
+
+        @property
+        def collection(self) -> str:
+            nonlocal looked_at
+            looked_at += 1
+            return f"c{self.turn % 3}"
+
+    batcher = SearchBatcher(
+        lambda asked, wanted: asked, GatedPool(), in_flight_max=1, waiting_max=400, turn=lambda asked: asked.turn
+    )
+    begun = [batcher.begin(Asked(turn), 9) for turn in range(390)]
+    looked_at = 0
+    begun.append(batcher.begin(Asked(390), 9))
+    assert looked_at < 10
+    for turn, answer in enumerate(begun):
+        batcher.forget(turn, answer)
+    assert batcher.idle_workers == 1 and not batcher._of

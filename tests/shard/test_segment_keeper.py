@@ -220,10 +220,11 @@ class OneCollection:
         self.indexing = lambda _: state
 
 
-async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60.0, every: float = 0.001) -> None:
+    """every: 0 for what passes; else not, for the loop would turn as fast as it can beside what is built."""
     async with asyncio.timeout(seconds):
         while not condition():
-            await asyncio.sleep(0)
+            await asyncio.sleep(every)
 
 
 class Running:

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,15 +15,15 @@ from hypothesis import strategies as st
 from pyroaring import BitMap
 
 from needle.base.errors import Internal
-from needle.base.model import Metric
+from needle.base.model import METRICS_OF_NUMBERS, Metric
 from needle.shard.ordinal_set import OrdinalSet
 from needle.shard.plan import PublishedSegment
 from needle.shard.segments.collection_vectors import CollectionVectors
 from needle.shard.segments.sealed import SealedSegment, segment_file
 from shard.vectors_util import check_against_brute, clustered, live_of, new_vectors, publish, seal
 
-DATA = {metric: clustered(2000, 16, 1, normalise=metric == Metric.COSINE) for metric in Metric}
-QUERIES = {metric: clustered(4, 16, 2, normalise=metric == Metric.COSINE) for metric in Metric}
+DATA = {metric: clustered(2000, 16, 1, normalise=metric == Metric.COSINE) for metric in METRICS_OF_NUMBERS}
+QUERIES = {metric: clustered(4, 16, 2, normalise=metric == Metric.COSINE) for metric in METRICS_OF_NUMBERS}
 
 
 def rows_of(data: np.ndarray, dead: set[int]):
@@ -38,7 +39,7 @@ def rows_of(data: np.ndarray, dead: set[int]):
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[*HealthCheck])
 @given(
-    st.sampled_from(list(Metric)),
+    st.sampled_from(METRICS_OF_NUMBERS),
     st.integers(50, 900),
     st.lists(st.integers(0, 899), max_size=200),
     st.one_of(st.none(), st.lists(st.integers(0, 950), max_size=400)),
@@ -271,6 +272,25 @@ def test_detach_reads_the_rows_back(tmp_path: Path) -> None:
     found = vectors.search(queries, 10, exact=True)
     assert found[0].tobytes() == expected[0].tobytes() and found[1].tobytes() == expected[1].tobytes()
     assert not vectors.detach(middle)
+
+
+def test_a_collection_may_be_dropped_while_rows_of_a_damaged_file_are_read_back(tmp_path: Path) -> None:
+    """By the thread that applies. It was a bug of the node's, which ends it."""
+
+    class Dropped(CollectionVectors):
+        def _read_rows(self, *arguments: Any) -> Any:
+            if self.attached():
+                self.close()
+            return super()._read_rows(*arguments)
+
+    made = new_vectors(tmp_path)
+    vectors = Dropped(made.collection_id, made.spec, made.directory, made.config)
+    data = DATA[Metric.COSINE][:300]
+    vectors.load(0, OrdinalSet(), [], rows_of(data, set()))
+    vectors.append(0, data)
+    publish(vectors, *seal(vectors, 0, 199))
+    assert not vectors.detach(vectors.manifest()[0])
+    assert vectors.closed and len(vectors.view()) == 0
 
 
 def test_close_releases_files_but_not_views(tmp_path: Path) -> None:

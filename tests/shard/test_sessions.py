@@ -14,6 +14,7 @@ from needle.shard.apply import sessions
 from needle.shard.apply.sessions import Changed, SessionTable
 from needle.shard.apply.stored_answers import ANSWER_BYTES
 from needle.shard.documents.old_formats import rows_of_old_state
+from needle.shard.documents.records import AppliedAt, WriteSet
 
 DONE = WriteResult(version=5, index=5, existed=True, count=3)
 
@@ -102,6 +103,34 @@ def test_only_what_changed_is_stored_again() -> None:
     assert [(key, answer is None) for key, answer in changed.answers.items()] == [
         ((2, 1), True), ((2, 2), True), ((2, 2000), False),
     ]  # fmt: skip
+
+
+def test_an_answer_that_was_never_stored_need_not_be_deleted() -> None:
+    """Each such row cost every replica a look into its file."""
+    table = SessionTable()
+    table.open(1, 1)
+    for seq in range(1, 9):
+        table.find(Session(1, seq, seq), 1 + seq)
+        table.record(Session(1, seq, seq), DONE)
+    assert list(table.dirty().answers) == [(1, 8)]
+    table.find(Session(1, 9, 9), 20)
+    table.record(Session(1, 9, 9), DONE)
+    assert [(key, answer is None) for key, answer in table.dirty().answers.items()] == [((1, 8), True), ((1, 9), False)]
+
+
+def waits(answers: dict[tuple[int, int], bytes | None]) -> WriteSet:
+    return WriteSet(
+        at=AppliedAt(), collections={}, removed=[], documents=[], vectors=[], ids={}, graves=[], manifests={},
+        sessions={}, sessions_removed=[], answers=answers, first_rows={},
+    )  # fmt: skip
+
+
+def test_what_came_and_went_while_batches_waited_is_in_no_commit() -> None:
+    waiting = waits({(5, 1): None, (5, 2): b"kept", (0, 7): None})
+    waiting.merge(waits({(5, 2): None, (5, 3): b"new", (0, 7): b"again"}))
+    # Of requests with a key (session 0) a number may come again: what is stored of it has to go.
+    waiting.merge(waits({(0, 7): None, (5, 1): None}))
+    assert waiting.answers == {(5, 1): None, (5, 3): b"new", (0, 7): None}
 
 
 def test_all_answers_together_are_bounded_in_bytes_and_a_restart_changes_nothing() -> None:

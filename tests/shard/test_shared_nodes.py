@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyroaring import BitMap
 
-from needle.base.model import Metric
+from needle.base.model import METRICS_OF_NUMBERS, Metric
 from needle.shard.segments.builder import build_segment
 from needle.shard.segments.graph import BAND_RATIO, BAND_ROWS_MIN, ROUNDING, bands_of
 from needle.shard.segments.scoring import TIES_MAX, Scan, top_k
@@ -89,7 +89,7 @@ def test_bands_cover_all_nodes_in_order(kinds: list[float], rows: int) -> None:
         assert band.even or band.nodes <= 2 * BAND_ROWS_MIN, "uneven bands are scored exactly: they are small"
 
 
-@pytest.mark.parametrize("metric", list(Metric))
+@pytest.mark.parametrize("metric", METRICS_OF_NUMBERS)
 def test_files_with_copies_and_bands_grow_and_answer_like_brute_force(tmp_path: Path, metric: Metric) -> None:
     """Built, extended, with dead rows and filters: exact answers are those of brute force in every state."""
     rng = np.random.default_rng(5)

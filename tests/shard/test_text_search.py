@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,22 +41,28 @@ def found(replica: Replica, k: int) -> list[str]:
     return asked(replica, k=k, words=TextQuery(TEXT, *weights_of(added([told])))).ids
 
 
-def test_of_a_few_that_are_tied_those_with_the_first_ids_are_hits(tmp_path: Path) -> None:
-    ids = [f"d{n:04}" for n in range(900)]
-    random.Random(3).shuffle(ids)
-    replica = filled(tmp_path, [*ids, "z"], ["a term"] * 900 + ["term term"])
-    assert found(replica, 5) == ["z", *sorted(ids)[:4]]
-    assert found(replica, 1000) == ["z", *sorted(ids)]
-    replica.close()
+IDS = [f"d{n:04}" for n in range(900)]
+random.Random(3).shuffle(IDS)
+
+
+@pytest.fixture(scope="module")
+def replica(module_path: Path) -> Iterator[Replica]:
+    """900 documents with one score, as old as they stand in IDS, and "z" with a higher one."""
+    made = filled(module_path, [*IDS, "z"], ["a term"] * 900 + ["term term"])
+    yield made
+    made.close()
+
+
+def test_of_a_few_that_are_tied_those_with_the_first_ids_are_hits(replica: Replica) -> None:
+    assert found(replica, 5) == ["z", *sorted(IDS)[:4]]
+    assert found(replica, 1000) == ["z", *sorted(IDS)]
 
 
 def test_of_very_many_the_oldest_count_on_all_pages_and_the_others_are_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text_search, "TIED_MAX", 1000)
-    ids = [f"d{n:04}" for n in range(4000)]
-    random.Random(4).shuffle(ids)
-    replica = filled(tmp_path, [*ids, "best"], ["a term"] * 4000 + ["term term"])
+    monkeypatch.setattr(text_search, "TIED_MAX", 200)
+    monkeypatch.setattr(text_search, "TIED_ROWS", 90)
     read: list[int] = []
     whole = text_search.read_documents
 
@@ -66,10 +72,9 @@ def test_of_very_many_the_oldest_count_on_all_pages_and_the_others_are_not_read(
         return documents
 
     monkeypatch.setattr(text_search, "read_documents", counted)
-    oldest = ["best", *sorted(ids[:1000])]
-    for k in (2, 10, 400, 1001):
+    oldest = ["z", *sorted(IDS[:200])]
+    for k in (2, 10, 80, 201):
         read.clear()
         assert found(replica, k) == oldest[:k]
-        assert sum(read) <= 1000 + k
-    assert set(found(replica, 1500)) == {"best", *ids[:1499]}
-    replica.close()
+        assert sum(read) <= 200 + k and max(read) <= max(90, k)
+    assert set(found(replica, 300)) == {"z", *IDS[:299]}

@@ -11,7 +11,7 @@ import pytest
 
 from needle.base.config import Limits
 from needle.base.errors import CollectionNotFound, InvalidArgument
-from needle.base.model import CollectionSpec, IndexParams, Metric, SearchRequest
+from needle.base.model import METRICS_OF_NUMBERS, CollectionSpec, DType, IndexParams, Metric, SearchRequest
 from needle.protocol.commands import (
     Change,
     ChangeWhere,
@@ -26,7 +26,7 @@ from needle.protocol.commands import (
     Session,
 )
 from needle.shard.apply.metadata import depth as nesting
-from needle.shard.apply.validation import check_command, check_search
+from needle.shard.apply.validation import check_command, check_search, check_searches
 from shard.replica_util import floats, put
 
 LIMITS = Limits(batch_documents_max=5, batch_bytes_max=2000, metadata_bytes_max=200, collections_max=3)
@@ -260,3 +260,41 @@ def test_many_conditions_for_many_ids_are_refused() -> None:
     assert check_command(Delete("c", few, matches=wanted), SPECS.get, limits)
     with pytest.raises(InvalidArgument, match="501 conditions for 1000 ids"):
         check_command(Delete("c", many, matches=wanted), SPECS.get, limits)
+
+
+@pytest.mark.parametrize("metric", METRICS_OF_NUMBERS)
+@pytest.mark.parametrize("dimensions", [1, 3, 64, 384, 1000])
+def test_queries_that_are_checked_together_are_the_same_bits_as_one_by_one(metric: Metric, dimensions: int) -> None:
+    """Or a search would find other distances in a batch, and other ones on each replica."""
+    rng, collection = np.random.default_rng(dimensions), CollectionSpec(name="c", dimensions=dimensions, metric=metric)
+    rows = [(rng.standard_normal(dimensions) * 10.0 ** rng.integers(-3, 8)).astype("<f4") for _ in range(33)]
+    rows += [(row / np.linalg.norm(row)).astype("<f4") for row in rows[:4]]
+    requests = [SearchRequest(collection="c", vector=row.tobytes(), k=3) for row in rows]
+    for count in (2, 7, len(requests)):
+        found = check_searches(requests[:count], collection, Limits())
+        assert found is not None and found.dtype == np.float32 and found.shape == (count, dimensions)
+        for row, request in zip(found, requests, strict=False):
+            assert row.tobytes() == check_search(request, collection, Limits()).tobytes()
+
+
+@pytest.mark.parametrize(
+    "row", [[0.0, 0.0], [float("nan"), 1.0], [float("inf"), 1.0], [3e38, 3e38], [1.0], [1.0, 2.0, 3.0], []]
+)
+def test_among_queries_one_that_may_be_wrong_is_looked_at_by_itself(row: list[float]) -> None:
+    collection = CollectionSpec(name="c", dimensions=2, metric=Metric.COSINE)
+    requests = [SearchRequest(collection="c", vector=floats(one), k=3) for one in ([1.0, 2.0], row, [3.0, 4.0])]
+    assert check_searches(requests, collection, Limits()) is None
+    assert check_searches(requests[:1], collection, Limits()) is None
+    many = [msgspec.structs.replace(requests[0], k=10**6)] * 2
+    assert check_searches(many, collection, Limits()) is None
+
+
+def test_queries_of_bits_are_looked_at_one_by_one() -> None:
+    """Numbers as long as float32 vectors of so many dimensions are no bits: together they must not pass for such."""
+    collection = CollectionSpec(name="c", dimensions=64, metric=Metric.HAMMING, dtype=DType.BIT)
+    bits = [floats([float(n == at) for n in range(64)]) for at in range(3)]
+    for data in (bits, [floats([0.5] * 64)] * 3):
+        requests = [SearchRequest(collection="c", vector=one, k=3) for one in data]
+        assert check_searches(requests, collection, Limits()) is None
+    with pytest.raises(InvalidArgument, match=r"0\.5"):
+        check_search(requests[0], collection, Limits())

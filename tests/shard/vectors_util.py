@@ -40,13 +40,20 @@ def brute(
     metric: Metric, rows: np.ndarray, ordinals: np.ndarray, query: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(ordinals, distances) of the k nearest in float64, ties by ordinal."""
-    a, q = rows.astype(np.float64), query.astype(np.float64)
-    if metric == Metric.L2:
-        distance = np.sqrt(((a - q) ** 2).sum(axis=1))
-    else:
-        distance = -(a @ q) if metric == Metric.DOT else 1 - a @ q
-    order = np.lexsort((ordinals, distance))[:k]
+    distance = distances_to(metric, rows.astype(np.float64), query)
+    near = np.arange(len(distance))
+    if k < len(distance):  # to order a few is enough; who is as near as the last of them may come before it
+        near = np.flatnonzero(distance <= np.partition(distance, k - 1)[k - 1])
+    order = near[np.lexsort((ordinals[near], distance[near]))[:k]]
     return ordinals[order], distance[order]
+
+
+def distances_to(metric: Metric, rows: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """(n,) of `rows`, which are float64."""
+    q = query.astype(np.float64)
+    if metric == Metric.L2:
+        return np.sqrt(((rows - q) ** 2).sum(axis=1))
+    return -(rows @ q) if metric == Metric.DOT else 1 - rows @ q
 
 
 def check_against_brute(

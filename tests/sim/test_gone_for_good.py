@@ -14,7 +14,7 @@ LOST = ("die", "wipe", "rollback", "rot", "rot-documents", "replace-node", "remo
 
 @pytest.mark.campaign
 def test_the_cluster_makes_up_for_a_machine_that_is_gone() -> None:
-    whole = Spec(seed=88067, nodes=5, seconds=30.0, sharded=True)
+    whole = Spec(seed=88080, nodes=5, seconds=30.0, sharded=True)
     assert whole.heals
     others = tuple(fault.number for fault in whole.schedule() if fault.kind not in LOST)
     spec = msgspec.structs.replace(whole, faults=others)

@@ -2,12 +2,15 @@
 
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from needle.base.errors import StorageError
 from needle.shard.disk import ReplicaDisk
 from needle.shard.documents.store import DocumentStore
+from proof.mutants import simulated
 from proof.mutants.catalog import MUTANTS
 from proof.mutants.planting import Edit, Mutant, PlantingFailed, check_plantable, plant
 
@@ -35,3 +38,26 @@ def test_a_decorated_function_gets_the_bug_too(tmp_path: Path) -> None:
     finally:
         reading.__code__ = sound
         store.close()
+
+
+def test_a_busy_machine_is_no_sighting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that fails by the processor time of a callback shows only a bug that is about it."""
+    checkers = iter(["event loop", "", "search shape"] * 2)
+
+    def run(spec: object) -> tuple[object, list[str]]:
+        checker = next(checkers)
+        return SimpleNamespace(checker=checker, failure=f"{checker}: so" if checker else None), []
+
+    monkeypatch.setattr(simulated, "run", run)
+    about = Mutant(name="a", breaks="", edits=(), sim=True)
+    assert simulated.hunt(about, 5) == simulated.Sighting(3, "search shape", "search shape: so")
+    slow = msgspec.structs.replace(about, stalls=True)
+    assert simulated.hunt(slow, 5) == simulated.Sighting(1, "event loop", "event loop: so")
+
+
+def test_only_runs_that_can_show_it_are_hunted() -> None:
+    of_bits = Mutant(name="a", breaks="", edits=(), sim=True, bits=True)
+    seeds = [seed for seed in range(1, 60) if simulated.shows(of_bits, simulated.spec_of(of_bits, seed))]
+    assert 2 <= len(seeds) <= 20
+    plain = Mutant(name="a", breaks="", edits=(), sim=True)
+    assert all(simulated.shows(plain, simulated.spec_of(plain, seed)) for seed in range(1, 60))

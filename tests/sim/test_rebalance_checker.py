@@ -177,6 +177,20 @@ def test_each_shard_has_as_many_replicas_as_was_said() -> None:
     seen.changed(begun, with_job(replace(enough, shards=shards), state=JobState.DONE, revision=1))  # by others, since
 
 
+@pytest.mark.parametrize("wish", [Wish(lost=("node-1",)), Wish(weights={"node-1": 0.0, "node-2": 1.0})])
+def test_what_was_lost_or_has_no_weight_holds_nothing(wish: Wish) -> None:
+    held = [info.shard for info in NOW.serving if "node-1" in info.wanted]
+    checker = Rebalances(lambda _: [])
+    checker.changed(NOW, with_job(NOW, wish=wish))
+    with pytest.raises(Violation, match=f"node-1, which it was to empty, holds shard {held[0]}"):
+        checker.changed(with_job(NOW, wish=wish), with_job(NOW, wish=wish, state=JobState.DONE))
+    others = Rebalances(lambda _: [])  # somebody has decided on these shards since
+    others.changed(NOW, with_job(NOW, wish=Wish(weights={"node-1": 1.0}), state=JobState.DONE))
+    shards = tuple(replace(info, replicas=info.replicas[::-1]) for info in NOW.shards)
+    moved = replace(NOW, shards=shards)
+    others.changed(with_job(NOW, wish=wish, id=6), with_job(moved, wish=wish, id=6, state=JobState.DONE))
+
+
 def test_what_was_wished_by_hand_is_so_and_nothing_else_need_be() -> None:
     drained = execute(NOW, 6, DrainNode("node-1", True))[0]
     held = NOW.shards[0].replicas

@@ -65,7 +65,7 @@ def test_chroma_directory_killed_half_way_and_run_again(imported: Importing, clu
         changed = imported(*words)
         assert (changed["written"], changed["there"]) == (1, COUNT - 1)
         client.insert("other", VECTORS[0], collection="articles")
-    assert imported(*words, expect=1)["verified"]["differences"][0].endswith("(--add: they may be)")
+    assert "holds 1201 documents, and the source 1200 ids" in imported.refused(*words)
     assert imported(*words, "--add")["verified"]["other"] == 1
 
 
@@ -123,9 +123,23 @@ def test_lancedb(imported: Importing, tmp_path: Path) -> None:
     found = imported(*documented("lancedb:"))
     check(found, "l2")
     assert found["metadata"] == {"at": "string", "n": "integer"}
+    made = lancedb.connect(tmp_path / "lancedb")
+    made.create_table("named", pa.table({**columns, "vector:title": IDS}))
+    said = imported.refused("lancedb:./lancedb", "--from-collection", "named", "--collection", "refused")
+    assert "its column 'vector:title' cannot become metadata" in said, "it was left out in silence, and called equal"
+    made.create_table("keyed", pa.table({**columns, "key": IDS}))
+    said = imported.refused("lancedb:./lancedb", "--from-collection", "keyed", "--id", "key", "--collection", "refused")
+    assert "its column 'id' cannot become metadata" in said
+    until = pa.array([4_102_444_800_000_000] * COUNT, pa.timestamp("us", "UTC"))
+    marked = pa.field("expires_at", until.type, metadata={"needle": "instant"})
+    table = pa.table(columns).append_column(marked, until)
+    made.create_table("expiring", table)
+    said = imported.refused("lancedb:./lancedb", "--from-collection", "expiring", "--collection", "refused")
+    assert "says when it expires" in said
     for path in (tmp_path / "lancedb" / "articles.lance" / "data").iterdir():
         path.write_bytes(b"damaged")
-    assert "lancedb: cannot be read: " in imported.refused("lancedb:./lancedb", "--collection", "tables")
+    said = imported.refused("lancedb:./lancedb", "--from-collection", "articles", "--collection", "tables")
+    assert "lancedb: cannot be read: " in said
 
 
 def test_milvus_lite(imported: Importing, cluster: str, tmp_path: Path) -> None:

@@ -12,12 +12,21 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, NamedTuple, TypeVar
 
-from needle.backup import archive, create, prune
+from needle.backup import archive, create, prune, restore
 from needle.backup.archive_reading import chosen, read_head
 from needle.backup.archiving import Archiver
 from needle.backup.around import Around
 from needle.backup.keeping import MAKING, PRUNING, backup_ids
-from needle.base.errors import CorruptBackup, NeedleError, OutcomeUnknown, RestoreDiffers, StorageError
+from needle.backup.one_collection import MARK
+from needle.base.errors import (
+    CollectionExists,
+    CorruptBackup,
+    DiskFull,
+    NeedleError,
+    OutcomeUnknown,
+    RestoreDiffers,
+    StorageError,
+)
 from needle.client.client import Client
 from proof.checkers.violation import Violation
 from proof.sim.machine import WALL_EPOCH, SimClock, SimPool, stream
@@ -25,6 +34,7 @@ from proof.sim.process import Process
 from proof.sim.shards.truth import Truth
 from proof.sim.stage import Stage
 from proof.sim.target import SimTarget, Target
+from proof.sim.workload import COLLECTION
 
 NAME: Final = "backing"
 CALL_SECONDS: Final = 5.0
@@ -34,6 +44,7 @@ KILLED_SHARE, IN_A_CALL_SHARE, PRUNE_SHARE, SECOND_SHARE = 0.5, 0.5, 0.25, 0.3
 CALLS_MAX: Final = 60
 KEPT_SECONDS: Final = 25.0
 """Of the archive, where it is pruned."""
+RESTORED: Final = "restored"
 T = TypeVar("T")
 
 
@@ -68,8 +79,11 @@ class BackingUp:
         self.made: dict[str, Made] = {}
         self.since = 0
         self.killed = self.pruned = 0
-        self.stopping = False
+        self.stopping = self._unclaimed = self._cut_off = False
+        """Of restores: whether a collection is in the way that one may have made which was killed before it noted so,
+        which nobody can tell from another's; and whether one was killed."""
         self.broken: Violation | None = None
+        self._last: tuple[Machine, Archiver] | None = None
 
     async def run(self) -> None:
         """Until `stopping`."""
@@ -84,21 +98,52 @@ class BackingUp:
     async def is_archived(self) -> bool:
         """Whether an archiver whose store is well has all that was committed, now that nothing goes on any more."""
         self.target.faulty, self.target.device.slow = False, 1.0
-        wanted, one = self._truth.last(), self.machine("archiver")
-        return await self._stage.loop.spawn(one.process, self._archived(one, wanted))
+        if self._last is None:  # always the same one: it waits for replicas that may have what others lack
+            one = self.machine("archiver")
+            self._last = one, Archiver(one.client, one.store, around=one.around)
+        return await self._stage.loop.spawn(self._last[0].process, self._archived(self._last[1], self._truth.last()))
 
-    async def _archived(self, one: Machine, wanted: dict[int, int]) -> bool:
-        archiver = Archiver(one.client, one.store, around=one.around)
+    async def _archived(self, archiver: Archiver, wanted: dict[int, int]) -> bool:
         try:
             await archiver.look(flush=True)
         except NeedleError as error:
             self._stage.trace.note(f"the archiver waits: {error}")
             return False
-        finally:
-            await archiver.close()
         head = read_head(self.target, chosen(self.target, None))
         serving = [info.shard for info in self._truth.now.serving]
-        return all(head.shards.get(shard, (0, 0))[0] >= wanted[shard] for shard in serving)
+        if not all(head.shards.get(shard, (0, 0))[0] >= wanted[shard] for shard in serving):
+            return False
+        await archiver.close()
+        return True
+
+    async def is_restored(self) -> bool:
+        """Whether the workload's collection was restored under another name, of the newest backup, by commands that are
+        killed as the others were."""
+        there = {info.spec.name for info in self._truth.now.collections}
+        if not self.made or (RESTORED in there and not any(name.startswith(MARK) for name in there)):
+            return True  # who was killed may have been done
+        one = self.machine("restoring")
+        if self._unclaimed and not await self._given_up(one):
+            return False
+        work = restore(
+            one.client, one.store, max(self.made), collection=COLLECTION, name=RESTORED, timeout=CALL_SECONDS,
+            around=one.around,
+        )  # fmt: skip
+        before = self.killed
+        done = await self._watched(one, work, self._end(one.store))
+        self._cut_off = self._cut_off or self.killed > before
+        return done
+
+    async def _given_up(self, one: Machine) -> bool:
+        """Whether the collection that a restore may have made was dropped, as the refusal says."""
+        dropping = one.client.drop_collection(RESTORED, timeout=CALL_SECONDS)
+        try:
+            await self._stage.loop.spawn(one.process, dropping)
+        except NeedleError as error:
+            self._stage.trace.note(f"{one.process.name}: {error}")
+            return False
+        self._unclaimed = self._cut_off = False
+        return True
 
     def machine(self, name: str) -> Machine:
         """A process of that name, which takes the place of the one before."""
@@ -117,9 +162,9 @@ class BackingUp:
         await asyncio.sleep(self._rng.expovariate(1 / REST_SECONDS))
 
     # --- commands, and their ends -------------------------------------------------------------------------------------
-    async def _watched(self, machine: Machine, work: Coroutine[Any, Any, object], seconds: float | None) -> None:
+    async def _watched(self, machine: Machine, work: Coroutine[Any, Any, object], seconds: float | None) -> bool:
         """Run a command to its end, or until it was killed: after so many seconds (None: not by the clock), or by its
-        store."""
+        store. Whether it did what it had to."""
         loop, process = self._stage.loop, machine.process
         task, deadline = loop.spawn(process, work), None if seconds is None else loop.time() + seconds
         while process.alive and not task.done():
@@ -131,13 +176,20 @@ class BackingUp:
             self._stage.trace.note(f"{process} was killed")
         elif (error := task.exception()) is not None:
             self._judge(process.name, error)
+        else:
+            return True
+        return False
 
     def _judge(self, name: str, error: BaseException) -> None:
         self._stage.trace.note(f"{name}: {error}")
         lasting = isinstance(error, CorruptBackup | RestoreDiffers)  # nobody damages anything
         if not isinstance(error, NeedleError):
             raise error
-        if lasting or not (error.retryable or isinstance(error, StorageError | OutcomeUnknown)):
+        if isinstance(error, CollectionExists) and self._cut_off:
+            self._unclaimed = True
+            return
+        passing = StorageError | OutcomeUnknown | DiskFull  # the last: what is scanned would take room
+        if lasting or not (error.retryable or isinstance(error, passing)):
             self.broken = self.broken or Violation("expected errors", f"{name}: {error!r}: {error}")
 
     def _end(self, store: SimTarget) -> float | None:

@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -23,16 +23,18 @@ from needle.backup.archive_reading import archived_shards, bases_of, chosen, ent
 from needle.backup.format import CollectionBackup, Manifest
 from needle.backup.instant import Making
 from needle.backup.keeping import read_manifest, read_piece
+from needle.backup.restore_expiry import AHEAD_SECONDS_MAX, SOON_SECONDS
 from needle.backup.store import Store
 from needle.base.errors import InvalidArgument, StorageError
 from needle.base.ids import shard_group
 from needle.routing.topology import Topology
-from proof.checkers.copies import NAME, Copied, Copy, Logs, check_copy
+from proof.checkers.copies import NAME, Copied, Copy, Logs, check_copy, is_same
 from proof.checkers.history import History, Operation
+from proof.checkers.replay import ModelDocument
 from proof.checkers.violation import Violation
 from proof.sim.machine import WALL_EPOCH, stream
 from proof.sim.observer import CONF
-from proof.sim.shards.backing import Made
+from proof.sim.shards.backing import RESTORED, Made
 from proof.sim.shards.truth import Truth
 from proof.sim.stage import Stage
 from proof.sim.workload import COLLECTION
@@ -49,6 +51,7 @@ class Judge:
         self._stage, self._truth, self._history, self._store = stage, truth, history, store
         self._steady = not any(fault.kind == "wall-jump" for fault in stage.spec.schedule())
         self._number = 0
+        self._judged_at = 0.0
         self._scratch = Path(stage.scratch) / "copies"
         self.refused = self.judged = 0
 
@@ -70,6 +73,33 @@ class Judge:
             raise Violation(NAME, f"the last instant of the archive, {self._seconds(until):.3f} s, is refused")
         self._index({shard: head.shards[shard][0] for shard in serving})
         self._stage.trace.tell(f"{self.judged} copies are as the logs say, {self.refused} instants refused")
+        self._judged_at = self._stage.loop.time()
+
+    def _clocks(self) -> Clocks:
+        """By which the restore that ended just now gave instants. Where clocks differ, leaders of several shards may
+        refuse documents one after the other, and each time they get more."""
+        ahead = max(0.0, *(one.clock.wall_offset for one in self._stage.fleet.machines.values()))
+        now = self._stage.loop.time()
+        quick = self._steady and now - self._judged_at < SOON_SECONDS[0]
+        seconds = SOON_SECONDS[0] if quick else SOON_SECONDS[-1]
+        told = now + min(ahead, AHEAD_SECONDS_MAX) + seconds
+        return Clocks(_micros(now + ahead), _micros(told))
+
+    def restored(self, made: Mapping[str, Made]) -> None:
+        """What commands restored of the newest backup is what that has, but for what expired. Raises Violation."""
+        if not made:
+            return
+        clocks = self._clocks()
+        manifest = read_manifest(self._store, max(made))
+        (copy,) = (one for one in manifest.collections if one.spec.name == COLLECTION)
+        wanted = {one.id: one for one in _copied(self._store, copy)}
+        models = self._truth.models(RESTORED).values()
+        found = {name: one for model in models for name, one in model.at(model.last_index).items()}
+        for name in sorted(wanted.keys() | found.keys()):
+            one, there = wanted.get(name), found.get(name)
+            if not is_same(one, there) and not (one is not None and one.expires and expires_late(one, there, clocks)):
+                raise Violation(NAME, f"{name} of backup {manifest.id} is restored otherwise: {one} and {there}", name)
+        self._stage.trace.tell(f"{len(found)} documents are restored into the cluster as backup {manifest.id} has them")
 
     def _whole(self) -> None:
         found = verify(self._store, scratch=str(self._scratch))
@@ -183,6 +213,28 @@ class Judge:
     def _seconds(at: int) -> float:
         """As the run counts."""
         return at / 1e6 - WALL_EPOCH
+
+
+class Clocks(NamedTuple):
+    """Microseconds since 1970. now: by the clock that is ahead of all others. late: the last instant that a restore
+    may give to a document whose own has passed."""
+
+    now: int
+    late: int
+
+
+def expires_late(one: Copied, there: ModelDocument | None, clocks: Clocks) -> bool:
+    """Whether a document of a backup that expires some day was restored as it may be: it has expired since, or lives
+    for some seconds more, because its instant had passed."""
+    if there is None:
+        return one.expires <= clocks.now
+    moved = one.expires < there.expires <= clocks.late
+    return moved and is_same(one._replace(expires=there.expires), there)
+
+
+def _micros(seconds: float) -> int:
+    """Of an instant as the run counts."""
+    return int((WALL_EPOCH + seconds) * 1e6)
 
 
 def _copied(store: Store, one: CollectionBackup) -> Iterator[Copied]:

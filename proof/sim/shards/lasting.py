@@ -13,8 +13,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-import numpy as np
-
 from needle.base.errors import (
     ClusterTooOld,
     CollectionNotFound,
@@ -26,15 +24,16 @@ from needle.base.errors import (
     StorageError,
     Unavailable,
 )
-from needle.base.model import Document, WriteResult
+from needle.base.model import Document, ReadMode, WriteResult
 from needle.client.client import Client
 from needle.routing.topology import Topology
 from proof.checkers.violation import Violation
 from proof.sim.databases import CALL_TIMEOUT
 from proof.sim.machine import instant_at, stream
 from proof.sim.promises import is_of_the_past, surely_without_effect
+from proof.sim.shards.held import Held
 from proof.sim.shards.profile import metadata_of
-from proof.sim.shards.typed import dtype_of, vector_of, wrong_hit
+from proof.sim.shards.typed import query_of, types_of, vector_of, wrong_hit
 from proof.sim.stage import Stage
 
 NAMES, COUNTS = ("lasting-a", "lasting-b"), (14, 21)
@@ -42,27 +41,12 @@ ALIAS = "lasting"
 REST_SECONDS = 0.5
 TRIES = 20
 STABLE = {"stable": True}
-DECLARED, DECLARING_SHARE = ("stable", "owner", "log"), 0.1
+FRESH = (ReadMode.STRONG, ReadMode.LEASED)
+"""Reads that see all that was acknowledged."""
+DECLARING_SHARE = 0.1
 
 T = TypeVar("T")
 Connect = Callable[[str, Topology], Client]
-
-
-class Held:
-    """One collection. sure: the documents that are there all the time; possible: others that may be there. owners: what
-    the field `owner` of each may be."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.sure: set[str] = set()
-        self.possible: set[str] = set()
-        self.owners: dict[str, set[str | None]] = {}
-        self.done: list[int] = []
-        """Numbers that acknowledged changes have appended to the `log` of each, in this order."""
-        self.open: set[int] = set()
-        """Numbers that changes of unknown fate may have appended."""
-        self.declared: dict[str, set[bool]] = {path: {False} for path in DECLARED}
-        """Whether an index of each field may be declared."""
 
 
 class Lasting:
@@ -77,9 +61,10 @@ class Lasting:
         self._reader = connect("lasting-reader", now())
         self._rng = stream(stage.spec.seed, "lasting")
         self._declaring = stream(stage.spec.seed, "declared fields")
+        self._reading = stream(stage.spec.seed, "modes of counts")
         self._number = 0
         self._held = [Held(name) for name in NAMES]
-        self._width, self._types = stage.profile.dimensions, {name: dtype_of(stage.spec.seed, name) for name in NAMES}
+        self._types, self._width = types_of(stage.spec.seed, NAMES, stage.profile.dimensions)
         self._alias = ALIAS
         self._meanings: list[tuple[str, frozenset[str]]] = []
         """(alias, what it may mean), from each change on."""
@@ -208,15 +193,33 @@ class Lasting:
             self._break("conditions", f"{document.id} has owner {owner}; possible are {sorted(map(str, possible))}")
 
     async def _count(self, held: Held) -> None:
-        found = await self._asked(self._client.count(STABLE, collection=held.name, timeout=CALL_TIMEOUT))
+        how: Any = {"collection": held.name, "timeout": CALL_TIMEOUT, "mode": self._reading.choice(FRESH)}
+        found = await self._asked(self._client.count(STABLE, **how))
         if found is not None and not len(held.sure) <= found <= len(held.sure | held.possible):
             self._break("counts", f"{held.name}: {found} of {len(held.sure)}, or {len(held.possible)} more")
-        told = await self._asked(self._client.facet("of", STABLE, collection=held.name, timeout=CALL_TIMEOUT))
+        told = await self._asked(self._client.facet("of", STABLE, **how))
         if told is not None:
             counts = [(one.value, one.count) for one in told.values]
             fits = len(held.sure) <= told.documents <= len(held.sure | held.possible)
             if counts != [(held.name, told.documents)] or told.without or not fits:
                 self._break("counts", f"{held.name}: {counts} of {told.documents}, {told.without} without, by value")
+        await self._get(held)
+
+    async def _get(self, held: Held) -> None:
+        """Several by their ids, of which all but one are there: each once, in that order, as it is."""
+        sure = sorted(held.sure)
+        ids = self._reading.sample(sure, min(len(sure), self._reading.randint(2, 9)))
+        ids.insert(self._reading.randint(0, len(ids)), f"{held.name}.none")
+        how: Any = {"collection": held.name, "timeout": CALL_TIMEOUT, "mode": self._reading.choice(FRESH)}
+        found = await self._asked(self._client.get_many(ids, **how))
+        if found is None:
+            return
+        wanted = [name for name in ids if name in held.sure]
+        if [document.id for document in found] != wanted:
+            self._break("gets", f"{held.name}: asked for {ids}, got {[document.id for document in found]}")
+        for document in found:
+            if document.id in held.sure:
+                self._check_document(held, document)
 
     async def _declare(self, held: Held) -> None:
         """Have an index of a field kept, or not any more; nobody else does. What the catalog says is looked at then."""
@@ -392,4 +395,4 @@ class Lasting:
         self.broken = self.broken or Violation(checker, why)
 
     def _vector(self) -> Any:
-        return np.array([self._rng.gauss(0, 1) for _ in range(self._width)], np.float32)
+        return query_of([self._rng.gauss(0, 1) for _ in range(self._width)], self._types)

@@ -35,7 +35,7 @@ from needle.base.model import IndexKind, IndexParams
 from needle.cli.bulk.building import build
 from needle.cli.bulk.handing import Part as Sent
 from needle.cli.bulk.handing import command_of, hand_in, part_of, propose
-from needle.cli.bulk.job import Job, ShardFiles, ShardJob, Work
+from needle.cli.bulk.job import Job, ShardFiles, ShardJob, Work, once
 from needle.cli.bulk.loading import begun_of, job_of
 from needle.cli.bulk.partitioning import Parts, as_leaders_have
 from needle.cli.bulk.pieces import Piece
@@ -203,14 +203,17 @@ class Loading:
         """What workers leave, and what of it is in the log's model once the entry is committed."""
         work = Work(os.path.join(self._stage.scratch, NAME, str(self._number)))
         work.begin(job)
-        work.piece(0).mkdir(parents=True)
         numbers = np.random.default_rng(self._rng.getrandbits(32))
         block = numbers.standard_normal((len(keys), job.spec.dimensions)).astype("<f4").tobytes()
         metadata = [msgspec.json.encode({"load": self._number} | metadata_of(key)) for key in keys]
-        with ExitStack() as opened:
-            parts = Parts(job, work.piece(0), opened)
-            parts.add(as_leaders_have(job, Insert(job.stored, keys, block, metadata)))
-            parts.end()
+
+        def divided(into: Path) -> dict[str, int]:
+            with ExitStack() as opened:
+                parts = Parts(job, into, opened)
+                parts.add(as_leaders_have(job, Insert(job.stored, keys, block, metadata)))
+                return parts.end()
+
+        once(work.piece(0), dict[str, int], divided, lambda *_: True)
         found = []
         for mine in job.shards:
             files = build(job, mine.shard, str(work.root))

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Final
 
 import needle
+from needle.backup.log_asking import AWAIT_SECONDS
 from needle.routing.topology import Topology
 from proof.checkers.history import History
 from proof.sim.databases import ShardAware
@@ -34,6 +35,8 @@ from proof.sim.stage import Stage
 
 MIRRORED_SHARE: Final = 0.5
 """Of runs with documents of two vectors."""
+RESTORE_SECONDS: Final = 120.0
+"""Of which commands that are killed take some."""
 Other = (
     Altering
     | BackingUp
@@ -129,11 +132,18 @@ class Others:
             self._losing.judge(history)
         if (backing := self.backing) is not None:
             asked = partial(self._archived, backing)
-            await self._stage.until("the archive to have all of it", seconds, asked)
-            Judge(self._stage, self._truth, history, backing.target).judge(backing.made, backing.since)
+            # Who is gone for good may have had what no other one has.
+            await self._stage.until("the archive to have all of it", AWAIT_SECONDS + seconds, asked)
+            judge = Judge(self._stage, self._truth, history, backing.target)
+            judge.judge(backing.made, backing.since)
+            await self._stage.until("a backup to be restored", RESTORE_SECONDS, partial(self._restored, backing))
+            judge.restored(backing.made)
 
     async def _archived(self, backing: BackingUp) -> bool:
         return await self._stage.ask(BACKING, backing.is_archived())
+
+    async def _restored(self, backing: BackingUp) -> bool:
+        return await self._stage.ask(BACKING, backing.is_restored())
 
     async def told_everything(self) -> bool:
         """Whether who reads a feed was told everything, and who searches by words or sparse vectors is answered, now

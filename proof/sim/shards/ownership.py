@@ -15,6 +15,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from needle.backup.one_collection import MARK
+from needle.backup.restore_marks import home_of
 from needle.base.dtypes import DType, numbers_of
 from needle.base.ids import GroupId, shard_group
 from needle.protocol.move_commands import (
@@ -82,13 +84,16 @@ class Ownerships:
         self.on_expired: Callable[[str, str], None] = lambda collection, key: None
         self.moved = self.kept = 0
 
-    def _key(self, name: str) -> bytes:
-        return routing_key(self._first.strategy, self._first.shard_count, name, metadata_of(name))
+    def _key(self, name: str, collection: str = "") -> bytes:
+        """collection: if it may be one of a restore's notes, which have a home of their own."""
+        strategy = self._first.strategy
+        metadata = home_of(strategy, []) if collection.startswith(MARK) else metadata_of(name)
+        return routing_key(strategy, self._first.shard_count, name, metadata)
 
     # --- what the logs say --------------------------------------------------------------------------------------------
     def wrote(self, group: GroupId, collection: str, name: str, version: int) -> None:
         """A document was written. Raises Violation."""
-        owner = self._writable.owner(self._key(name))
+        owner = self._writable.owner(self._key(name, collection))
         if shard_group(owner) != group:
             whose = "it is moving" if owner == FROZEN else f"group {shard_group(owner)} owns it"
             raise Violation(NAME, f"{name} of {collection} was written to group {group}; {whose}", name)
@@ -179,12 +184,16 @@ class Ownerships:
         if self._frozen.pop(move, None) is not None:
             self._writable = self._writable.moved(self._ranges[move], shard)
 
-    def catalog(self, before: Topology, now: Topology) -> None:
-        """The catalog was changed. Raises Violation if it says of a move what the logs do not."""
+    def catalog(self, before: Topology, now: Topology, unseen: Callable[[GroupId], bool]) -> None:
+        """The catalog was changed. unseen: whether some entry of a group was applied only by who died before that was
+        seen, while others got a snapshot. Raises Violation if it says of a move what the logs do not."""
         for info in now.moves:
             if info.attempt and info.attempt > self._thawed.get(info.id, -1) + 1:
                 raise Violation(NAME, f"move {info.id} is at attempt {info.attempt}, and the one before was not thawed")
             if info.state is MoveState.GIVEN_UP and info.id not in self._given_up:
+                if unseen(shard_group(info.source)):
+                    self._back(info.source, GiveUp(info.id))
+                    continue
                 raise Violation(NAME, f"move {info.id} is given up by the catalog, and its source does not know it")
         known = {info.id for info in now.moves}
         for info in before.moves:
@@ -202,7 +211,7 @@ class Ownerships:
         contents: Contents = {}
         for name in self._collections():
             model = self._model(group, name)
-            contents[name] = {key: one for key, one in model.at(index).items() if self._key(key) in keys}
+            contents[name] = {key: one for key, one in model.at(index).items() if self._key(key, name) in keys}
             for key in contents[name]:
                 model.write(index, key, None)
             model.mark(index)

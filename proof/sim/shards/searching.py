@@ -32,11 +32,25 @@ DOCUMENTS = 40
 FILTERS: Final[tuple[tuple[dict[str, Any] | None, Keep | None], ...]] = (
     (None, None),
     ({"n": {"$gte": 3}}, lambda metadata: metadata["n"] >= 3),
+    (
+        {"at": {"$geo_box": {"south": 5, "west": 170, "north": 35, "east": -170}}},
+        lambda metadata: 1 <= metadata["n"] <= 3,
+    ),
+    (
+        {"at": {"$geo_radius": {"centre": {"lat": 30, "lon": 180}, "metres": 1_500_000}}},
+        lambda metadata: 2 <= metadata["n"] <= 4,
+    ),
 )
 MODES = (ReadMode.STRONG, ReadMode.STRONG, ReadMode.LEASED, ReadMode.EVENTUAL)
 REST_SECONDS = 0.7
 RENEW_SHARE, PARTIAL_SHARE = 0.05, 0.15
+NUMBERS: Final = 6
 PASSING = StorageError | DiskFull | CollectionNotFound | ClusterTooOld | OutcomeUnknown
+
+
+def numbered(number: int) -> dict[str, Any]:
+    """Metadata of one of NUMBERS kinds of documents, each at a place of its own: FILTERS tell them apart by either."""
+    return {"n": number, "at": {"lat": 10 * number, "lon": 179 if number % 2 else -179}}
 
 
 class Searcher(ABC):

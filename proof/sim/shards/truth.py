@@ -25,6 +25,7 @@ from proof.checkers.rebalances import Rebalances
 from proof.checkers.replay import LogModel
 from proof.checkers.violation import Violation
 from proof.sim.shards.happenings import Happening, changes, configured, step_of
+from proof.sim.shards.known import KnownTopologies
 from proof.sim.shards.ownership import Ownerships
 from proof.sim.shards.profile import metadata_of
 from proof.sim.stage import Stage
@@ -41,6 +42,7 @@ class Truth:
         self._stage = stage
         self._watch = watch
         self.topologies: list[Topology] = [Topology()]
+        self.known = KnownTopologies(stage, lambda: self.topologies)
         self._executed = Executed()
         self._identities: dict[int, int] = {}
         """At which index a command of that identity changed anything; never forgotten, unlike the catalog's own."""
@@ -161,7 +163,7 @@ class Truth:
                 self.members.founded(shard_group(info.shard), info.founders)
                 self.logs.founded(info.shard)
             if self.now.map is not None:
-                self.logs.catalog(self.now, changed)
+                self.logs.catalog(self.now, changed, self._stage.observer.committed.has_gap)
             self.rebalances.changed(self.now, changed)
             if (job := changed.rebalance) is not None and (self.now.rebalance is None or job != self.now.rebalance):
                 self._stage.trace.tell(

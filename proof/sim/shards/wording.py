@@ -20,7 +20,7 @@ from proof.checkers.scatter import ScatterSeen, check_by_maps
 from proof.checkers.word_searches import Round, WordsSeen, check_fused, check_words
 from proof.sim.databases import CALL_TIMEOUT, PARTIAL_TIMEOUT, ShardAware
 from proof.sim.shards.profile import metadata_of
-from proof.sim.shards.searching import FILTERS, MODES, PARTIAL_SHARE, Searcher
+from proof.sim.shards.searching import FILTERS, MODES, NUMBERS, PARTIAL_SHARE, Searcher, numbered
 from proof.sim.shards.truth import Truth
 from proof.sim.stage import Stage
 from proof.sim.workload import Keep
@@ -61,7 +61,11 @@ class WordSearcher(Searcher):
         if draw < 0.55:
             ids = self.ids(8)
             documents = [
-                (key, self.vector(self.rng), {"body": self._body(), "n": self.rng.randrange(6)} | metadata_of(key))
+                (
+                    key,
+                    self.vector(self.rng),
+                    {"body": self._body()} | numbered(self.rng.randrange(NUMBERS)) | metadata_of(key),
+                )
                 for key in ids
             ]
             await self.client.insert_each(documents, **how)
@@ -72,7 +76,7 @@ class WordSearcher(Searcher):
         elif draw < 0.95:
             await self.client.update_vector(self.ids(1)[0], self.vector(self.rng), **how)
         else:
-            await self.client.delete_where({"n": self.rng.randrange(6)}, **how)
+            await self.client.delete_where({"n": self.rng.randrange(NUMBERS)}, **how)
 
     # --- searches -----------------------------------------------------------------------------------------------------
     async def search(self) -> None:

@@ -32,7 +32,7 @@ from needle.backup.archive_reading import (
 )
 from needle.backup.replaying import read_block
 from needle.backup.store import Store
-from needle.base.errors import CorruptBackup, StorageError, invalid
+from needle.base.errors import CorruptBackup, InvalidArgument, StorageError, invalid
 
 GOES_ON_SECONDS: Final = 3600.0
 BUILT_AGAIN: Final = ", of index files: a restore builds these again"
@@ -47,7 +47,9 @@ def check_archives(store: Store, known: dict[str, int]) -> Iterator[str]:
             known |= dict.fromkeys(look.files, 0)
             yield from look.damage
             problems = undisturbed(store, founding, partial(_damaged, store, founding, known), bool)
-            yield from problems if files_of(store, directory(founding)) else ()
+            sizes = files_of(store, directory(founding))
+            known |= {name: stat.size for name, stat in sizes.items() if name in known}
+            yield from problems if sizes else ()
 
 
 def _damaged(store: Store, founding: int, known: dict[str, int]) -> list[str]:
@@ -82,7 +84,7 @@ def _check_pieces(
     for ref in pieces:
         if ref.name not in known:
             yield from _tried(known, ref.name, read_block, store, ref, told=told)
-            known.setdefault(ref.name, ref.size)
+            known[ref.name] = ref.size
 
 
 def _tried(known: dict[str, int], name: str, read: object, *arguments: object, told: str = "") -> Iterator[str]:
@@ -93,24 +95,26 @@ def _tried(known: dict[str, int], name: str, read: object, *arguments: object, t
         yield f"{error.message}{told}"
 
 
-def begin_here(store: Store, deleted: set[str]) -> None:
-    """Have the oldest record of the catalog, and the oldest state of each shard, that stay say that the archive begins
-    there, whatever others name: what prune is about to delete is not missing, also if it is broken off. Raises
-    CorruptBackup if one cannot be read."""
+def begin_notes(store: Store, deleted: set[str]) -> list[tuple[str, bytes]]:
+    """What has the oldest record of the catalog, and the oldest state of each shard, that stay say that the archive
+    begins there, whatever others name: files to be put before `deleted` are deleted, so that these are not missing,
+    also if that is broken off. Raises CorruptBackup if one cannot be read."""
+    notes = list[tuple[str, bytes]]()
     for founding in clusters(store):
         names = catalogs_of(store, founding)
         stay = [name for name in names if name not in deleted]
         if stay and len(stay) < len(names):
             oldest = read_catalog(store, stay[0])
             if not oldest.begins:
-                store.put(stay[0], encode(msgspec.structs.replace(oldest, former=0, formers=[], begins=True)))
+                notes.append((stay[0], encode(msgspec.structs.replace(oldest, former=0, formers=[], begins=True))))
         for shard in archived_shards(store, founding):
             of_shard = files_of(store, directory(founding, shard))
             states = [name for _, name in bases_of(store, founding, shard) if name not in deleted]
             if states and not deleted.isdisjoint(of_shard):
                 first = read_base(store, states[0])
                 if not first.begins:
-                    store.put(states[0], encode(msgspec.structs.replace(first, begins=True)))
+                    notes.append((states[0], encode(msgspec.structs.replace(first, begins=True))))
+    return notes
 
 
 def outdated(store: Store, before: int) -> list[str]:
@@ -151,12 +155,15 @@ def whole_archive(store: Store, archive: str, now: int) -> list[str]:
     archived within the last hour by this machine's clock (microseconds since 1970)."""
     found = {f"{founding:x}": founding for founding in clusters(store)}
     if archive not in found:
-        raise invalid("drop_archive", archive, ", ".join(found) or "nothing: no logs are archived at this target")
+        names = f"one of the clusters that are archived at this target: {', '.join(found)}"
+        raise invalid("drop_archive", archive, names if found else "nothing: no logs are archived at this target")
     files = files_of(store, directory(found[archive]))
     newest = max(stat.modified for stat in files.values())
     if now / 1e6 - newest < GOES_ON_SECONDS:
-        raise invalid(
-            "drop_archive", archive, "a cluster of which nothing was archived within the last hour: end its archiver"
+        raise InvalidArgument(
+            f"archive {archive} was written to within the last hour, so it may go on, and nothing was deleted: "
+            "end its archiver (`needle backup archive`), and drop it an hour later",
+            field="drop_archive",
         )
     head = f"{directory(found[archive])}{HEAD}"
     return sorted(files, key=lambda name: (name != head, not name.endswith(CATALOG), name))

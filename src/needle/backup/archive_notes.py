@@ -25,11 +25,12 @@ from needle.backup.archive_format import (
     encode,
     told_of,
 )
-from needle.backup.archive_reading import bases_of, chunks_of, read_head, read_target
+from needle.backup.archive_reading import bases_of, chunks_of, files_of, read_head, read_target, target_name
 from needle.backup.around import Around
 from needle.backup.resuming import last_told
 from needle.backup.store import Store
 from needle.base.errors import CorruptBackup, StorageError
+from needle.base.instants import rfc3339
 from needle.routing.topology import Topology
 
 Put = Callable[[str, bytes], Awaitable[None]]
@@ -48,6 +49,25 @@ class Notes:
         self.target, self.known = "", known
         self.looked = 0
         self.strayed = False
+
+    async def find_target(self, now: Topology, *, begins: bool) -> None:
+        """What the target is called; from now on, if it has no name yet. begins: an archive may begin there, also of a
+        cluster that is archived already. Raises StorageError if not: as long as nothing of it is there, its disk may
+        not be mounted."""
+        if now.archived and not begins and not await self._around.blocking(self._begun, now):
+            raise StorageError(
+                f"the logs of this cluster are archived, as it was told at {rfc3339(now.archived)}, and nothing of "
+                "that is at this target: if its disk is not mounted, mount it, and the archive goes on. To begin "
+                "another archive here, start this with --begin; or say `needle backup forget`, if the other is given up"
+            )
+        made = f"{self._around.rng.getrandbits(64):016x}"
+        self.target = await self._around.blocking(target_name, self._store, self._founding, made)
+
+    def _begun(self, now: Topology) -> bool:
+        """Whether anything is there of this cluster, or of what it was before it was recovered. Blocking. Nothing else
+        is listed: who waits looks each second, and other clusters may have archives of any size beside it."""
+        known = (now.founding, *(one.founding for one in now.recovered))
+        return any(files_of(self._store, directory(one)) for one in known)
 
     async def are_there(self) -> bool:
         """Whether the target has what was put down there; if it has less, or was away, `known` is what it has. Raises
@@ -69,7 +89,8 @@ class Notes:
             self.strayed = True
             raise StorageError(
                 f"{where}{HEAD} and {where}{TARGET}, which this archiver wrote, are gone from the target: if its disk "
-                "is not mounted, mount it, and the archive goes on; if they were deleted on purpose, start this again"
+                "is not mounted, mount it, and the archive goes on; if they were deleted on purpose, end this, and "
+                "start it with --begin"
             )
         return self.known
 

@@ -224,7 +224,7 @@ def catalog_at(store: Store, founding: int, at: int) -> tuple[Catalog, list[int]
                     file=record,
                 )
     if not before or at < begin:
-        first = f" begins at {rfc3339(begin or number_of(names[0], CATALOG))}" if names else " has nothing yet"
+        first = f" begins at {rfc3339(begins_at(store, founding))}" if names else " has nothing yet"
         raise InvalidArgument(f"at = {rfc3339(at)} is not allowed: the archive{first}", field="at")
     if at > head.at:
         raise invalid("at", rfc3339(at), f"up to {rfc3339(head.at)}: until then the catalog is archived")
@@ -259,6 +259,23 @@ def readable(store: Store, names: Sequence[str]) -> list[Catalog]:
 def begin_of(records: Sequence[Catalog]) -> int:
     """The instant at which the archive begins since it was pruned, as these say; 0 if they do not."""
     return max((one.at for one in records if one.begins), default=0)
+
+
+def begins_at(store: Store, founding: int) -> int:
+    """The first instant that can be restored, as `needle backup list` shows it; 0 if there is none yet."""
+    names = catalogs_of(store, founding)
+    if not names:
+        return 0
+    records = readable(store, names)
+    found = [begin_of(records) or number_of(names[0], CATALOG)]
+    for info in records[-1].topology.serving if records else ():
+        bases = list[Base]()
+        for _, name in bases_of(store, founding, info.shard):
+            with suppress(CorruptBackup):
+                bases.append(read_base(store, name))
+        begin = max((one.index for one in bases if one.begins), default=-1)
+        found += [one.since for one in bases if one.index >= begin][:1]
+    return max(found)
 
 
 def lost_records(
@@ -304,9 +321,12 @@ def base_before(
     if not all_of_it:
         raise StorageError(f"nothing of shard {shard} is archived")
     first = read_base(store, all_of_it[0][1])
+    if at is not None:
+        begins = rfc3339(max(first.since, begins_at(store, founding)))
+        raise InvalidArgument(f"at = {rfc3339(at)} is not allowed: the archive begins at {begins}", field="at")
     raise InvalidArgument(
         f"the archive of shard {shard} begins at index {first.index}, {rfc3339(first.at)}: ask for a later place",
-        field="at" if index is None else "index",
+        field="index",
     )
 
 
@@ -344,7 +364,7 @@ def entries(store: Store, founding: int, shard: int, after: int) -> Iterator[tup
             return
 
 
-def check_reach(head: tuple[int, int], shard: int, reached: int, at: int) -> None:
+def check_reach(store: Store, founding: int, head: tuple[int, int], shard: int, reached: int, at: int) -> None:
     """A shard's entries have come to an end before one that is later than an instant: was that all there was? head: of
     the shard. Raises CorruptBackup, InvalidArgument."""
     kept, until = head
@@ -354,9 +374,13 @@ def check_reach(head: tuple[int, int], shard: int, reached: int, at: int) -> Non
             "backup list` shows what is missing"
         )
     if until < at:
-        raise InvalidArgument(
-            f"at = {rfc3339(at)} is not allowed: shard {shard} is archived until {rfc3339(until)}", field="at"
-        )
+        why = ""
+        for newest in readable(store, catalogs_of(store, founding)[-1:]):
+            if all(info.shard != shard for info in newest.topology.serving):
+                why = ". It was retired, and the end of its log is not archived: `needle backup list` says which "
+                why += "instants are refused for that"
+        text = f"at = {rfc3339(at)} is not allowed: shard {shard} is archived until {rfc3339(until)}{why}"
+        raise InvalidArgument(text, field="at")
 
 
 def founding_of(archive: str | None) -> int | None:

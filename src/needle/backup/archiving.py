@@ -19,16 +19,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from needle.backup.archive_format import (
-    Base,
-    Chunk,
-    base_name,
-    chunk_name,
-    encode,
-)
+from needle.backup.archive_format import Base, Chunk, base_name, chunk_name, encode
 from needle.backup.archive_joining import Joining
 from needle.backup.archive_notes import NOTHING, Notes
-from needle.backup.archive_reading import target_name
 from needle.backup.around import REAL, Around
 from needle.backup.complaints import Complaints
 from needle.backup.creating import tell
@@ -67,8 +60,7 @@ AT_ONCE: Final = 8
 """Shards that are asked at a time, or copied."""
 TOLD_SECONDS: Final = 3600.0
 FOLLOWERS_SECONDS: Final = 20.0
-"""Also who missed one word hears the next one before it takes the archive for one that has ended
-(multiraft/archives.py)."""
+"""Who missed one word hears the next before it takes the archive for one that has ended (multiraft/archives.py)."""
 FINAL: Final = (ClientClosed, Forbidden, Unauthenticated, InvalidArgument, UnsupportedFormat)
 """What will not be otherwise at the next look."""
 
@@ -78,11 +70,11 @@ class Archiver:
 
     def __init__(
         self, client: Client, store: Store, *, every: float = 5.0, base_every: float = 86_400.0,
-        indexes_every: float = INDEXES_EVERY, around: Around = REAL,
+        indexes_every: float = INDEXES_EVERY, around: Around = REAL, begin: bool = False,
     ) -> None:  # fmt: skip
         """As `archive`."""
         self._client, self._store, self._around = client, store, around
-        self._every, self._base_every = every, base_every
+        self._every, self._base_every, self._begins = every, base_every, begin
         self._flushed = 0.0
         self._founding = self._expected = 0
         self._notes = Notes(store, self._put, around, 0)
@@ -133,7 +125,7 @@ class Archiver:
             await self._find_target(now, due=due)
             await self._notes.note_catalog(self._around.micros(), now)  # what was dropped meanwhile was there `before`
         except NeedleError:
-            await self._hold_logs()
+            await self._hold_logs(now)
             raise
         self._notes.looked = before
         room = asyncio.Semaphore(AT_ONCE)
@@ -170,25 +162,30 @@ class Archiver:
                 "something was written: the archive begins when all nodes run this release"
             )
         if not self._notes.target:
-            made = f"{self._around.rng.getrandbits(64):016x}"
-            self._notes.target = await self._around.blocking(target_name, self._store, now.founding, made)
+            await self._notes.find_target(now, begins=self._begins)
 
-    async def _hold_logs(self) -> None:
+    async def _hold_logs(self, now: Topology) -> None:
         """The target takes nothing, so nothing is read: the nodes must hear all the same behind which entries their
         logs are needed, for they keep little for who does not ask. What was written last may be elsewhere: the head
-        counts."""
+        counts. What is not known yet is all that their logs have."""
         room, head = asyncio.Semaphore(AT_ONCE), self._notes.known.shards
 
-        async def told(one: ShardArchive) -> None:
+        async def told(shard: int) -> None:
             async with room:
-                await self._hold_log(one, min(one.kept, head.get(one.shard, (one.kept, 0))[0]))
+                one, noted = self.shards.get(shard), head.get(shard, (0, 0))[0]
+                kept = noted if one is None else min(one.kept, noted or one.kept)
+                await self._hold_log(one or ShardArchive(shard), kept)
 
-        await asyncio.gather(*map(told, self._serving()))
+        await asyncio.gather(*(told(info.shard) for info in now.serving))
 
     async def _hold_log(self, archive: ShardArchive, kept: int) -> None:
         awaits_copy = archive.lacks_state and archive.copied
-        with contextlib.suppress(NeedleError):  # why nothing is read is told already
+        try:
             await self._ask_log(archive, archive.copied if awaits_copy else kept, 1)
+        except (Forbidden, Unauthenticated):
+            raise
+        except NeedleError:
+            pass  # why nothing is read is told already
 
     def _serving(self) -> list[ShardArchive]:
         return [one for one in self.shards.values() if one.serves]
@@ -258,6 +255,7 @@ class Archiver:
 
     async def _begin(self, archive: ShardArchive) -> None:
         """The first state of a shard: there is nothing before its log's first entry, if the log still has that."""
+        archive.begun = self._around.micros()
         if (await self._ask_log(archive)).entries is None:
             archive.lacks_state = True
             return
@@ -280,8 +278,9 @@ class Archiver:
 
     def _log_call(self, archive: ShardArchive, kept: int | None = None, most: int = ASKED_BYTES) -> LogCall:
         """See `_ask_log`."""
-        after, upto = (archive.read, archive.kept) if kept is None else (kept, kept)
-        return LogCall(shard_group(archive.shard), after, upto, archive.kept_until, most, target=self._notes.target)
+        (after, upto), target = (archive.read, archive.kept) if kept is None else (kept, kept), self._notes.target
+        begun = archive.began_lately(self._around.micros())
+        return LogCall(shard_group(archive.shard), after, upto, archive.kept_until, most, target=target, begun=begun)
 
     async def _ask_log(self, archive: ShardArchive, kept: int | None = None, most: int = ASKED_BYTES) -> LogAnswer:
         """kept: behind which index the log is needed, if not behind what is archived."""
@@ -373,15 +372,19 @@ async def archive(
     indexes_every: float = INDEXES_EVERY,
     around: Around = REAL,
     until: Callable[[], Awaitable[object]] | None = None,
+    begin: bool = False,
 ) -> None:
     """Archive the logs of all shards until this is cancelled, or `until` returns; then what was read is in the store.
 
     every: seconds after which a write is in the store at the latest. base_every: seconds between copies of a shard's
-    state, indexes_every: of its index files where there are new ones (sooner while it grows fast); 0 for none. Raises
-    Forbidden for a key without the role admin."""
+    state, indexes_every: of its index files where there are new ones (sooner while it grows fast); 0 for none. begin:
+    an archive may begin here though the cluster has been archived elsewhere; else an empty target is waited for, as one
+    whose disk is not mounted. Raises Forbidden for a key without the role admin."""
     with contextlib.suppress(Unavailable):  # the archiver waits for it, and says so
         await client.catalog_status(timeout=CALL_SECONDS)
-    archiver = Archiver(client, store, every=every, base_every=base_every, indexes_every=indexes_every, around=around)
+    archiver = Archiver(
+        client, store, every=every, base_every=base_every, indexes_every=indexes_every, around=around, begin=begin
+    )
     running = asyncio.ensure_future(archiver.run())
     waiting = [running] if until is None else [running, asyncio.ensure_future(until())]
     try:

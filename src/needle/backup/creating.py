@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 import needle
+from needle.backup.archive_reading import clusters
 from needle.backup.around import REAL, Around
 from needle.backup.format import (
     PIECES,
@@ -162,6 +163,7 @@ class Making:
             sparse=info.sparse,
             longest=contents.longest,
             named_indexes=indexes,
+            repeats=contents.repeats,  # they came in the order of their ids
         )
 
     async def _put_all(self, pieces: Iterator[Piece]) -> list[PieceRef]:
@@ -239,17 +241,21 @@ async def create(
     timeout: float = 30.0,
     progress: Progress = lambda _documents, _shipped: None,
     around: Around = REAL,
+    begin: bool = False,
 ) -> Made:
     """Make a backup while the cluster serves. rate: bytes a second that are read at most, 0 for no bound; None: it
     gives way to other callers, by rests that are twice as long as what it reads takes (200 s a collection at most).
     indexes: whether index files come along, which a restore has to build else. timeout: seconds for one call.
-    progress: told documents of a page, and bytes written so far.
+    progress: told documents of a page, and bytes written so far. begin: the target may be empty though the cluster has
+    been backed up before; else that is taken for a disk that is not mounted.
 
     Raises Forbidden for a key of some collections or documents only, Unavailable while somebody prunes or restores,
     ScanEnded when a collection takes longer than limits.pinned_scan_seconds, StorageError.
     """
     check_rate(rate)
     await client.catalog_status(timeout=timeout)  # whoever may not see everything is refused, instead of seeing less
+    if not begin:
+        await around.blocking(_check_target, store, await client.refresh_topology(confirmed=True, timeout=timeout))
     at = around.micros()
     began = rfc3339(at)
     stamp = rfc3339(at // 1_000_000 * 1_000_000).replace("-", "").replace(":", "")
@@ -263,6 +269,17 @@ async def create(
     return Made(
         manifest=manifest, read=pace.read, shipped=making.shipped, told=told, indexes=count, left_out=making.left_out
     )
+
+
+def _check_target(store: Store, now: Topology) -> None:
+    """Raises StorageError for an empty one where there were backups before: on another disk than was meant nobody looks
+    for them, and the alert of backups that are too old would go by them. Blocking."""
+    if now.backed_up and not backup_ids(store) and not clusters(store):
+        raise StorageError(
+            f"a backup of this cluster was made at {rfc3339(now.backed_up)}, and no whole one is at this target: if "
+            "its disk is not mounted, mount it. To begin at another target, give --begin, until the first one there is "
+            "whole; or say `needle backup forget`, if the backups before are given up. Nothing was written"
+        )
 
 
 async def tell(client: Client, call: BackedUpCall) -> bool:

@@ -15,6 +15,7 @@ import msgspec
 import xxhash
 
 from needle.base.decoding import DECODE_ERRORS
+from needle.base.dtypes import DType
 from needle.base.errors import CorruptBackup, UnsupportedFormat
 from needle.base.model import CollectionSpec, VectorSpec
 from needle.protocol.calls import DocumentBatch
@@ -23,6 +24,9 @@ from needle.protocol.named import Named
 FORMAT: Final = 1
 NAMED_FORMAT: Final = 2
 """Of a backup that has named vectors: an earlier release would leave them out."""
+BITS_FORMAT: Final = 3
+"""Of one that has vectors of bits: an earlier release knows neither their type nor their metric, and would take the
+manifest for damaged."""
 PIECE_BYTES: Final = 64 << 10
 """Pieces have about so many bytes: a changed document ships so many, and each piece is a file and an fsync."""
 PIECE_BYTES_MAX: Final = 4 << 20
@@ -89,7 +93,8 @@ class CollectionBackup(msgspec.Struct, frozen=True, kw_only=True):
     the order of shards and of the ordinals that they serve; a restore is right without them (docs/adr/0093). vectors:
     what its named vectors are like. sparse: the fields that are sparse vectors, of which an earlier release restores
     the fields alone. longest: which limits a cluster needs; None: made by a release that did not say it. named_indexes:
-    index files of named vectors, as `indexes`, by name; an earlier release passes over them."""
+    index files of named vectors, as `indexes`, by name; an earlier release passes over them. repeats: documents that
+    have the id of another one, under another shard key; None: that is not known."""
 
     spec: CollectionSpec
     fields: tuple[str, ...]
@@ -103,6 +108,7 @@ class CollectionBackup(msgspec.Struct, frozen=True, kw_only=True):
     sparse: tuple[str, ...] = ()
     longest: Longest | None = None
     named_indexes: dict[str, list[IndexFile]] = {}
+    repeats: int | None = None
 
     def index_files(self) -> list[IndexFile]:
         """Of all its vectors."""
@@ -143,6 +149,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 def format_of(collections: list[CollectionBackup]) -> int:
     """The least that says all of it."""
+    types = {one.spec.dtype for one in collections}.union(
+        *({of.dtype for of in one.vectors.values()} for one in collections)
+    )
+    if DType.BIT in types:
+        return BITS_FORMAT
     return NAMED_FORMAT if any(one.vectors for one in collections) else FORMAT
 
 
@@ -168,9 +179,9 @@ def decode_manifest(name: str, data: bytes) -> Manifest:
         raise CorruptBackup(f"{name} is damaged: its checksum differs", file=name)
     try:
         version = msgspec.json.decode(body, type=_Version).format
-        if version not in (FORMAT, NAMED_FORMAT):
+        if version not in (FORMAT, NAMED_FORMAT, BITS_FORMAT):
             raise UnsupportedFormat(
-                f"{name} has format {version}, and this release reads up to {NAMED_FORMAT}: use the release that made "
+                f"{name} has format {version}, and this release reads up to {BITS_FORMAT}: use the release that made "
                 "the backup, or a later one",
                 file=name,
             )
@@ -200,10 +211,12 @@ def decode_piece(ref: PieceRef, data: bytes) -> Piece:
 
 class Contents:
     """Counts documents and sums their hashes: equal for equal documents, whatever shard, order and version they have.
-    lasting: only documents count that do not expire up to this instant (microseconds since 1970); 0 for all."""
+    lasting: only documents count that do not expire up to this instant (microseconds since 1970); 0 for all.
+    repeats: documents with the id of the one before them."""
 
     def __init__(self, lasting: int = 0) -> None:
-        self.documents = self.expiring = 0
+        self.documents = self.expiring = self.repeats = 0
+        self._last = ""
         self._lasting = lasting
         self._sum = 0
         self._id = self._metadata = self._document = 0
@@ -228,6 +241,8 @@ class Contents:
                 continue
             self.expiring += expires > 0
             self.documents += 1
+            self.repeats += name == self._last
+            self._last = name
             vector, others = view[at * width : (at + 1) * width], named.get(at, {})
             data, metadata = name.encode(), rows.metadata[at]
             size = len(metadata) + len(vector) + (sum(map(len, others.values())) if others else 0)

@@ -45,8 +45,7 @@ def rounds_of(files: list[IndexFile], collection: CollectionBackup, now: Topolog
 
 
 def _fingerprint(rounds: Files, named: Mapping[str, Files]) -> str:
-    """Equal for equal files in equal rounds: then what a round wrote can be told again. Without files of names it is
-    what earlier releases noted."""
+    """Equal for equal files in equal rounds: then what a round wrote can be told again."""
     told = [_told(rounds), {name: _told(named[name]) for name in sorted(named)}] if named else _told(rounds)
     return hashlib.sha256(msgspec.json.encode(told)).hexdigest()
 
@@ -61,15 +60,17 @@ def begin(
     """How the index files of a collection can be brought; None if there are none that fit. note: of a restore that was
     broken off, how far it came. Raises IndexFilesChanged if it began with other files."""
     rounds = rounds_of(collection.indexes, collection, now)
-    named = {name: rounds_of(files, collection, now) for name, files in collection.named_indexes.items()}
+    # A vector that is given to a document makes it live for as long as its collection says, from then on.
+    brought = {} if collection.spec.ttl else collection.named_indexes
+    named = {name: rounds_of(files, collection, now) for name, files in brought.items()}
     info = next((one for one in now.collections if one.spec.name == collection.spec.name), None)
     stored = {} if info is None else stored_names(info)
     named = {name: files for name, files in named.items() if files and name in stored and name in collection.vectors}
     files = _fingerprint(rounds, named)
     if note and note.get("files") != files:
         raise IndexFilesChanged(
-            "this restore began with other index files, or by an earlier release, so that nobody can tell what they "
-            "served: all documents are written again"
+            "this restore began with other index files, so that nobody can tell what they served: all documents are "
+            "written again"
         )
     if not stored or not (rounds or named):
         return None

@@ -294,7 +294,7 @@ class Making:
         ]
 
     def _written(self, spec: CollectionSpec, batches: Iterator[DocumentBatch], sums: Contents) -> list[PieceRef]:
-        cutter, made = Cutter(spec.dimensions), list[PieceRef]()
+        cutter, made = Cutter(spec.form.numbers), list[PieceRef]()
 
         def put(some: Iterator[Piece]) -> None:
             for piece in some:

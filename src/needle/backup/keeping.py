@@ -19,7 +19,8 @@ from typing import Final
 import msgspec
 
 from needle.backup.archive_comparing import ComparedShard, Told, compare_archives
-from needle.backup.archive_keeping import begin_here, check_archives, outdated, pieces_of_archives, whole_archive
+from needle.backup.archive_format import CATALOG
+from needle.backup.archive_keeping import begin_notes, check_archives, outdated, pieces_of_archives, whole_archive
 from needle.backup.archive_reading import clusters
 from needle.backup.around import REAL, Around
 from needle.backup.format import (
@@ -37,7 +38,7 @@ from needle.backup.format import (
 )
 from needle.backup.replaying import read_block
 from needle.backup.scratch import scratch_directory
-from needle.backup.store import PARTIAL, Store
+from needle.backup.store import PARTIAL, Store, is_full
 from needle.base.errors import CorruptBackup, InvalidArgument, NeedleError, StorageError, Unavailable, invalid
 
 MAKING: Final = "making/"
@@ -113,7 +114,10 @@ def newest(store: Store) -> str:
     """The id of the newest backup. Raises InvalidArgument if there is none."""
     found = backup_ids(store)
     if not found:
-        raise InvalidArgument("there is no backup at this target: `needle backup create` makes one", field="target")
+        more = "; of the logs that are archived here `needle restore --at` restores" if clusters(store) else ""
+        raise InvalidArgument(
+            f"there is no backup at this target: `needle backup create` makes one{more}", field="target"
+        )
     return found[-1]
 
 
@@ -339,14 +343,33 @@ def _prune(store: Store, keep: int | None, before: int | None, dropped: list[str
     old = [*dropped, *(name for name in old if name not in set(dropped))]
     named |= pieces_of_archives(store, set(old))
     mark.own_time()
-    begin_here(store, set(old))
+    notes = begin_notes(store, set(old))
+    broken_off = [name for name in store.names(MANIFESTS) if _BROKEN_OFF.fullmatch(name)]
+    pieces = [name for name in store.names(PIECES) if name not in named and _PIECE.fullmatch(name)]
+    # One record of each catalog stays until then: where none is to be deleted any more, the next prune notes nothing.
+    last = {name.rpartition("/")[0]: name for name in old if name.endswith(CATALOG)}
+    room = [name for name in old if name not in last.values()]
+    _note(store, notes, iter([*broken_off, *map(manifest_name, gone), *pieces, *room]))
     for backup in gone:
         store.delete(manifest_name(backup))
-    broken_off = [name for name in store.names(MANIFESTS) if _BROKEN_OFF.fullmatch(name)]
-    pieces = (name for name in store.names(PIECES) if name not in named and _PIECE.fullmatch(name))
     left = [*broken_off, *old, *pieces]
     for at, name in enumerate(left):
         if at % DELETES == 0:
             mark.own_time()
         store.delete(name)
     return gone, len(left)
+
+
+def _note(store: Store, notes: list[tuple[str, bytes]], going: Iterator[str]) -> None:
+    """Put them. Where there is no room, what is going anyway makes it: if this is broken off then, verify tells of
+    these files until the next prune."""
+    for name, data in notes:
+        while True:
+            try:
+                store.put(name, data)
+                break
+            except StorageError as error:
+                out = next(going, None)
+                if out is None or not is_full(error):
+                    raise
+            store.delete(out)

@@ -21,5 +21,5 @@ def indexes_at(store: Store, at: int, *, archive: str | None = None) -> dict[int
                 break
             found[shard] = one.index
         if newest <= at:
-            check_reach(head.get(shard, (0, 0)), shard, found[shard], at)
+            check_reach(store, founding, head.get(shard, (0, 0)), shard, found[shard], at)
     return found

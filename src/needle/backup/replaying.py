@@ -187,7 +187,7 @@ class Replay:
                 "index", place.index, f"at most {reached}: so far shard {self._shard} is archived without a gap"
             )
         if place.at is not None:
-            check_reach(head, self._shard, reached, place.at)
+            check_reach(self._store, self._founding, head, self._shard, reached, place.at)
 
     def _check_order(self, at: int, cut: LoggedEntry) -> None:
         """Is an entry behind `cut`, which is later than the instant, before it by its leader's clock? Then a clock was

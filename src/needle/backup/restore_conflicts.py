@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from needle.backup.one_collection import MARK
+from needle.backup.restore_marks import Notes
 from needle.base.errors import CollectionExists
 from needle.client import Client
 
@@ -14,23 +15,26 @@ CLAIM_CHARS: Final = 17
 """Behind the mark's name: the id of the note that a collection is this restore's."""
 
 
-async def claim(client: Client, mark: str, name: str, timeout: float) -> None:
+async def claim(notes: Notes, name: str) -> None:
     """Note that a collection, which is there, is written by this restore of a whole backup, unless that is noted: it
-    must be empty then. Raises CollectionExists for one that somebody made, or made again, meanwhile, and wrote to."""
+    must be empty then. Raises CollectionExists for one that somebody made, or made again, meanwhile, and wrote to; also
+    for what an earlier release restored, which noted nothing of the kind: nobody can tell the one from the other."""
+    client, mark, timeout = notes.client, notes.mark, notes.timeout
     note = f"{mark}-{hashlib.sha256(name.encode()).hexdigest()[: CLAIM_CHARS - 1]}"
-    noted = await client.get(note, collection=mark, timeout=timeout)
+    noted = await notes.get(note)
     there = (await client.refresh_topology(confirmed=True, timeout=timeout)).named(name)
-    if there is not None and noted is not None and noted.metadata.get("made") == there.id:
+    if there is not None and noted is not None and noted.get("made") == there.id:
         return
     if there is None or await client.count(collection=name, timeout=timeout):
         raise CollectionExists(
             f"this cluster has a collection {name} with documents, and this restore, which was broken off or goes on, "
-            f"did not note that it is its own: nothing was written to it. Drop {name} and restore again; or give the "
-            f"restore up: drop {mark} and the collections that were restored",
+            "did not note that it is its own (an earlier release, if that began it, never does): nothing was written "
+            f"to it. Drop {name} and restore again; or give the restore up: drop {mark} and the collections that were "
+            "restored",
             collection=name,
         )
     await client.delete([name], collection=mark, timeout=timeout)  # what was written is gone
-    await client.insert(note, [1.0], {"made": there.id}, collection=mark, timeout=timeout)
+    await notes.put(note, {"made": there.id})
 
 
 async def check_free(client: Client, names: Iterable[str], timeout: float, *, alone: bool = False) -> None:

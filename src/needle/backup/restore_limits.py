@@ -6,23 +6,26 @@ the setting. A node that does not answer is not known, and may refuse later.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final
 
 import msgspec
 
-from needle.backup.format import CollectionBackup, Contents, Longest, Manifest, Piece, by_row
+from needle.backup.format import CollectionBackup, Contents, Longest, Manifest, Piece, PieceRef, by_row
 from needle.backup.index_restoring import part_of
 from needle.backup.restore_conflicts import CLAIM_CHARS
 from needle.backup.restore_marks import Note
+from needle.backup.restored_ids import check_ids, each_id_once, strategy_of
 from needle.backup.state_copying import BLOCK_BYTES
 from needle.base.config import Limits
+from needle.base.decoding import routed_metadata
 from needle.base.errors import ClusterTooOld, Forbidden, InvalidArgument
 from needle.base.ids import NodeId
 from needle.base.model import CollectionSpec
-from needle.base.versions import NAMED, SPARSE
 from needle.client import Client
 from needle.client.examining import settings_of
+from needle.protocol.catalog_commands import CreateCollection
+from needle.routing.strategy import routing_key
 from needle.routing.topology import Topology
 
 ASK_SECONDS: Final = 6.0
@@ -87,7 +90,11 @@ class Taking:
         self.check("frame_bytes_max", size, f"{name}, which has a larger document", after)
 
     def batches(self, piece: Piece) -> list[Piece]:
-        """A piece in parts that nodes take."""
+        """A piece in parts that nodes take, and that have each id once: of several documents with one id in a batch the
+        last one counts, and under a shard key each of them does."""
+        return [part for one in each_id_once(piece) for part in self._batches(one)]
+
+    def _batches(self, piece: Piece) -> list[Piece]:
         count = len(piece.ids)
         rows, size = self.least("batch_documents_max") or count, self._bytes()
         letters, besides = sum(map(len, piece.ids)), sum(map(len, piece.metadata))
@@ -132,16 +139,17 @@ async def taking_of(client: Client, timeout: float) -> Taking:
         return Taking({})
 
 
-def check_shape(taking: Taking, manifest: Manifest, now: Topology, note: Note, mark: str, after: str) -> None:
-    """What a look at the manifest tells. mark: the collection that says that a restore is under way; note: what it has.
-    Raises InvalidArgument; ClusterTooOld, before all documents are there and only their declarations are refused."""
-    special = [one for one in manifest.collections if one.sparse or one.vectors]
-    needs = max((SPARSE if one.sparse else NAMED for one in special), default=0)
+def check_shape(
+    taking: Taking, manifest: Manifest, now: Topology, note: Note, home: Mapping[str, Any], mark: str, after: str
+) -> None:
+    """What a look at the manifest tells. mark: the collection that says that a restore is under way; note: what it has,
+    and home: beside it. Raises InvalidArgument; ClusterTooOld, before all documents are there and only their
+    declarations are refused."""
+    needs, name = max(((_needs(one), one.spec.name) for one in manifest.collections), default=(0, ""))
     if now.cluster_version < needs:
         raise ClusterTooOld(
-            f"named and sparse vectors, which this backup has, need version {needs} of commands and formats, and the "
-            f"cluster is at {now.cluster_version}: `needle node list` says which nodes are of an older release. "
-            f"Upgrade them {after}",
+            f"collection {name} of the backup needs version {needs} of commands and formats, and the cluster is at "
+            f"{now.cluster_version}: `needle node list` says which nodes are of an older release. Upgrade them {after}",
             needs=needs,
             version=now.cluster_version,
         )
@@ -155,7 +163,7 @@ def check_shape(taking: Taking, manifest: Manifest, now: Topology, note: Note, m
     ids = [mark + CLAIM_CHARS * "-", *(one.spec.name for one in manifest.collections)]
     names = [*(name for one in manifest.collections for name in one.named_indexes)]
     size = len(msgspec.json.encode(note)) + NOTE_BYTES + NOTE_SHARD_BYTES * len(now.serving) * (1 + len(names))
-    size += sum(len(name) + NOTE_SHARD_BYTES for name in names)
+    size += sum(len(name) + NOTE_SHARD_BYTES for name in names) + len(msgspec.json.encode(home))
     taking.check("id_bytes_max", max(len(one.encode()) for one in ids), "what a restore notes of itself", after)
     taking.check("metadata_bytes_max", size, "what a restore notes of itself", after)
     for one in manifest.collections:
@@ -163,6 +171,72 @@ def check_shape(taking: Taking, manifest: Manifest, now: Topology, note: Note, m
             taking.check("dimensions_max", dimensions, f"collection {one.spec.name}", after)
         if one.longest is not None:
             taking.check_documents(one.spec, one.longest, after)
+
+
+def _needs(one: CollectionBackup) -> int:
+    """The version at which a cluster takes such a collection, as the command says that makes it. Indexes of fields are
+    declared later, which any cluster takes that takes a backup."""
+    vectors, sparse = sorted(one.vectors.items()), list(one.sparse)
+    return CreateCollection(one.spec, if_absent=True, nonce=0, vectors=vectors, sparse=sparse).needs()
+
+
+def given_up(mark: str) -> str:
+    """How to end a restore of which a part is done. mark: the collection that says so."""
+    mark = f"{mark} (while it is there, no backup is made of this cluster)"
+    return f"To give it up, drop collection {mark}, and the collections that were restored"
+
+
+def go_on(mark: str) -> str:
+    """What to do when it is put right, and what if nobody does, where a part of the restore is done."""
+    return f"and run the same command again: it goes on. {given_up(mark)}"
+
+
+def refused_late(now: Topology, name: str, piece: Piece, error: InvalidArgument, mark: str) -> InvalidArgument:
+    """What there is to say of documents that are refused when they are written: by a node that was not asked, or is
+    started with other settings since; or by the shard key, if a router of the same name is another one here."""
+    try:
+        check_homes(now, name, [piece], given_up(mark))
+    except InvalidArgument as homeless:
+        return homeless
+    return InvalidArgument(
+        f"collection {name}: a node refuses documents of the backup: {error.message}. If a limit of its settings is "
+        f"too small, raise it, {go_on(mark)}",
+        collection=name,
+    )
+
+
+def check_homes(now: Topology, name: str, pieces: Iterable[Piece], after: str) -> None:
+    """Raises InvalidArgument for a document of a collection that the cluster's shard key places nowhere. after: what to
+    do then."""
+    if now.settings is None or now.settings.strategy.kind != "custom":
+        return
+    strategy = now.settings.strategy
+    for piece in pieces:
+        for id, metadata in zip(piece.ids, piece.metadata, strict=True):
+            try:
+                routing_key(strategy, 1, id, routed_metadata(metadata))
+            except InvalidArgument as error:
+                raise InvalidArgument(
+                    f"this cluster places documents by {strategy.text()}, and collection {name} of the backup has a "
+                    f"document that has no place in it: {error.message}. Restore into a cluster that places them "
+                    f"otherwise (`needle cluster create --strategy`). {after}",
+                    collection=name,
+                ) from None
+
+
+def check_all_homes(now: Topology, manifest: Manifest, read: Callable[[PieceRef], Piece]) -> None:
+    """The same for all of a backup, before anything is made, and that no document takes another one's place. A cluster
+    that placed documents by another key may have some without, and one with a key several of one id: for either all
+    pieces are read once more."""
+    if not placed_before(now, manifest):
+        for one in manifest.collections:
+            check_homes(now, one.spec.name, map(read, one.pieces), "Nothing was changed")
+    check_ids(now, manifest, read)
+
+
+def placed_before(now: Topology, manifest: Manifest) -> bool:
+    """Whether the cluster that the backup is of placed its documents as this one does: then all have a place here."""
+    return now.settings is not None and now.settings.strategy == strategy_of(manifest)
 
 
 def measured(pieces: Iterable[Piece]) -> Longest:

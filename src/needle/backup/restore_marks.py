@@ -6,7 +6,8 @@ two commands that carry on one restore the last that came writes; the other one 
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
 
 import msgspec
 
@@ -15,10 +16,14 @@ from needle.backup.one_collection import MARK, OneCollection
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import CollectionExists, CollectionNotFound, NeedleError
 from needle.client import Client
+from needle.routing.strategy import ShardStrategy, routing_key
 from needle.routing.topology import Topology
 
 LOOK_SECONDS: Final = 1.0
 """So long a command that writes believes that no other one has taken its place."""
+SAID: Final = "needle.note"
+"""Where a note has what it says, beside its home. No shard key can name it: those are split at their dots. Where its
+home has that, too, as documents may, dots follow until it has not."""
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,12 +37,92 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     holder: str = ""
 
 
+def home_of(strategy: ShardStrategy, examples: Sequence[bytes]) -> Mapping[str, Any]:
+    """Metadata by which a cluster places each of a restore's notes in one shard, whatever it says; nothing where they
+    are placed by their ids. examples: metadata of documents that are restored, for a registered router: that of the
+    smallest that it takes with a note, unless it takes notes as they are, as they were before they had homes. Raises
+    InvalidArgument if it takes none, before anything was changed."""
+    home: dict[str, Any] = {}
+    if strategy.router:
+        found = next((one for one in _homes(examples) if _is_taken(strategy, one)), None)
+        if found is None:
+            routing_key(strategy, 1, MARK, home)  # which says why
+        return found or home
+    for field in strategy.fields:
+        *outer, last = field.split(".")
+        at = home
+        for part in outer:
+            at = at.setdefault(part, {})
+        at[last] = MARK
+    return home
+
+
+def _homes(examples: Sequence[bytes]) -> Iterator[dict[str, Any]]:
+    yield {}
+    for one in sorted(filter(None, examples), key=len):
+        if isinstance(found := msgspec.json.decode(one), dict):
+            yield found
+
+
+def _is_taken(strategy: ShardStrategy, home: dict[str, Any]) -> bool:
+    """Whether a router gives a note of that home a place."""
+    try:
+        routing_key(strategy, 1, MARK, beside(home, {}) if home else {})
+    except Exception:  # noqa: BLE001 - a boundary: the function is the user's
+        return False
+    return True
+
+
+class Notes:
+    """The documents of a mark's collection."""
+
+    def __init__(self, client: Client, mark: str, timeout: float) -> None:
+        self.client, self.mark, self.timeout = client, mark, timeout
+        self.home: Mapping[str, Any] = {}
+
+    async def put(self, name: str, says: dict[str, Any]) -> None:
+        """Write one down, in the place of what it said: where it is, for a release before may have placed it elsewhere,
+        by what it said, and of two nobody knows which one is read."""
+        metadata = says
+        if self.home:
+            there = await self.client.get(name, collection=self.mark, timeout=self.timeout)
+            metadata = beside(self.home if there is None else apart(there.metadata)[0], says)
+        await self.client.insert(name, [1.0], metadata, collection=self.mark, timeout=self.timeout)
+
+    async def get(self, name: str) -> dict[str, Any] | None:
+        """What one says; None if it is not there."""
+        return await said(self.client, self.mark, name, self.timeout)
+
+
+async def said(client: Client, mark: str, name: str, timeout: float) -> dict[str, Any] | None:
+    """As `Notes.get`."""
+    found = await client.get(name, collection=mark, timeout=timeout)
+    return None if found is None else apart(found.metadata)[1]
+
+
+def beside(home: Mapping[str, Any], says: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata of a note."""
+    key = SAID
+    while key in home:
+        key += "."
+    return {**home, key: says}
+
+
+def apart(metadata: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Its home, and what it says; of one that has no other home than what it says, that twice."""
+    key = max((name for name in metadata if name.rstrip(".") == SAID), key=len, default="")
+    if not key:
+        return metadata, metadata
+    return {name: value for name, value in metadata.items() if name != key}, metadata[key]
+
+
 class Held:
     """That this command carries on a restore, and no other: what one still wrote after the other's end would be written
     over what came since."""
 
-    def __init__(self, client: Client, mark: str, note: Note, timeout: float, around: Around) -> None:
-        self._client, self._mark, self._timeout, self._around = client, mark, timeout, around
+    def __init__(self, notes: Notes, note: Note, around: Around) -> None:
+        self._client, self._mark, self._timeout = notes.client, notes.mark, notes.timeout
+        self._notes, self._around = notes, around
         self._note = msgspec.structs.replace(note, holder=f"{around.rng.getrandbits(64):016x}")
         self._seen: tuple[float, float] | None = None
 
@@ -49,7 +134,7 @@ class Held:
     async def note_made(self, made: int) -> None:
         """Write down the id of the collection that is restored alone."""
         self._note = msgspec.structs.replace(self._note, made=made)
-        await put_note(self._client, self._mark, self._note, self._timeout)
+        await self._notes.put(self._mark, msgspec.to_builtins(self._note))
 
     async def check(self, *, at_once: bool = True) -> None:
         """Raises CollectionExists if it is another command's by now, or over, or what it made is another collection by
@@ -101,16 +186,11 @@ def note_of(backup: str, one: OneCollection | None) -> Note:
     return Note(backup=backup) if one is None else Note(backup=backup, collection=one.collection, name=one.name)
 
 
-async def put_note(client: Client, mark: str, note: Note, timeout: float) -> None:
-    """Write it down."""
-    await client.insert(mark, [1.0], msgspec.to_builtins(note), collection=mark, timeout=timeout)
-
-
 async def noted(client: Client, mark: str, timeout: float) -> Note | None:
     """None: a release before this one began it, or it was broken off at once."""
-    found = await client.get(mark, collection=mark, timeout=timeout)
+    found = await said(client, mark, mark, timeout)
     try:
-        return None if found is None else msgspec.convert(found.metadata, Note)
+        return None if found is None else msgspec.convert(found, Note)
     except DECODE_ERRORS:
         return None
 

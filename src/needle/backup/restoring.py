@@ -10,7 +10,7 @@ what was killed anywhere may be run again; who still runs then ends (restore_mar
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -25,8 +25,17 @@ from needle.backup.keeping import backup_there, newest, read_manifest, read_piec
 from needle.backup.one_collection import OneCollection, mark_of, narrowed, one_collection
 from needle.backup.restore_comparing import ReadBack
 from needle.backup.restore_conflicts import claim, in_the_way, not_ours, taken
-from needle.backup.restore_limits import Taking, check_shape, taking_of, with_longest
-from needle.backup.restore_marks import Held, check_no_other, note_of, noted
+from needle.backup.restore_expiry import SOON_SECONDS, LateInstants, with_instants
+from needle.backup.restore_limits import (
+    Taking,
+    check_all_homes,
+    check_shape,
+    go_on,
+    refused_late,
+    taking_of,
+    with_longest,
+)
+from needle.backup.restore_marks import Held, Notes, check_no_other, home_of, note_of, noted
 from needle.backup.store import Store
 from needle.base.errors import (
     CollectionExists,
@@ -38,7 +47,6 @@ from needle.base.errors import (
     StorageError,
 )
 from needle.client import Client
-from needle.protocol.commands import NEVER
 from needle.routing.topology import Topology
 
 AT_ONCE: Final = 16
@@ -108,8 +116,10 @@ class _Restoring:
         self._timeout, self._progress, self._around = timeout, progress, around
         self._mark, self._alone, self._with_indexes = mark_of(manifest.id, one), one is not None, indexes
         self._note = note_of(manifest.id, one)
-        self._held = Held(client, self._mark, self._note, timeout, around)
+        self._notes = Notes(client, self._mark, timeout)
+        self._held = Held(self._notes, self._note, around)
         self._indexed, self._built, self._taking = (0, 0), list[str](), Taking({})
+        self._late = LateInstants()
 
     async def run(self) -> Restored:
         """See `restore`."""
@@ -123,11 +133,13 @@ class _Restoring:
         client, manifest = self._client, self._manifest
         now = await client.refresh_topology(confirmed=True, timeout=self._timeout)
         resumed = any(one.spec.name == self._mark for one in now.collections)
+        self._notes.home = await self._around.blocking(self._home, now)
         if not resumed:
             await self._check_room(now)
         await self._check_limits(now, resumed=resumed)
         manifest = self._manifest
         if not resumed:
+            await self._around.blocking(check_all_homes, now, manifest, lambda ref: self._read(ref, 0, None))
             await self._begin()
         await self._held.take()
         if self._alone:
@@ -152,6 +164,13 @@ class _Restoring:
             backup=manifest.id, documents=manifest.documents, digests=digests, resumed=resumed,
             indexed=self._indexed[0], indexed_named=self._indexed[1], built=self._built,
         )  # fmt: skip
+
+    def _home(self, now: Topology) -> Mapping[str, Any]:
+        if now.settings is None:
+            return {}
+        refs = (ref for one in self._manifest.collections for ref in one.pieces)
+        ref = next(refs, None) if now.settings.strategy.router else None
+        return home_of(now.settings.strategy, [] if ref is None else self._read(ref, 0, None).metadata)
 
     async def _begin(self) -> None:
         """Leave the mark. Raises CollectionExists if another restore began at the same moment: one of the two at least
@@ -193,11 +212,11 @@ class _Restoring:
         """Raises InvalidArgument if the nodes do not take what the backup has, by what its manifest says; where that
         says nothing, and nodes take less than usual, by what its pieces are."""
         self._taking = await taking_of(self._client, self._timeout)
-        after = self._when_put_right() if resumed else "and restore again. Nothing was changed"
+        after = go_on(self._mark) if resumed else "and restore again. Nothing was changed"
         if self._taking.unusual:
             known = [await self._around.blocking(self._with_longest, one) for one in self._manifest.collections]
             self._manifest = msgspec.structs.replace(self._manifest, collections=known)
-        check_shape(self._taking, self._manifest, now, self._note, self._mark, after)
+        check_shape(self._taking, self._manifest, now, self._note, self._notes.home, self._mark, after)
         if self._with_indexes and not self._taking.takes_index_files:
             self._with_indexes = False
             self._built.append("all collections: limits.frame_bytes_max is too small for a part of an index file")
@@ -206,13 +225,6 @@ class _Restoring:
         if collection.longest is not None:
             return collection
         return with_longest(collection, (self._read(ref, 0, None) for ref in collection.pieces))
-
-    def _when_put_right(self) -> str:
-        """What to do then, and what if nobody does, where a part of the restore is done."""
-        return (
-            f"and run the same command again: it goes on. To give it up, drop collection {self._mark}, without which "
-            "no backup is made of this cluster, and the collections that were restored"
-        )
 
     async def _own(self, collection: CollectionBackup, *, resumed: bool) -> None:
         """Make the one collection that is restored, unless this restore has. Raises CollectionExists if somebody else
@@ -239,11 +251,12 @@ class _Restoring:
         """Write all that is not noted yet."""
         client, name = self._client, collection.spec.name
         await self._made(collection)
-        noted = await client.get(name, collection=self._mark, timeout=self._timeout)
-        note = {} if noted is None else noted.metadata
-        # Who began without index files, or by an earlier release, goes on so.
+        note = await self._notes.get(name) or {}
+        # Who began without index files goes on so. (What an earlier release began is refused: see `claim`.)
         if self._with_indexes and (not note or "round" in note):
             now = await client.refresh_topology(confirmed=True, timeout=self._timeout)
+            if collection.spec.ttl and collection.named_indexes:
+                self._built.append(f"collection {name}: named vectors, whose documents have a time to live")
             try:  # a file that is not what it was: a piece may be written again, so it all is
                 rounds = begin_rounds(client, self._store, self._around, collection, now, note)
                 if rounds is not None:
@@ -283,8 +296,7 @@ class _Restoring:
             some = collection.pieces[start : start + AT_ONCE]
             self._progress(await _all(write(name, at, ref, lives=lives) for at, ref in enumerate(some, start)))
             if (start // AT_ONCE + 1) % (NOTED // AT_ONCE) == 0:
-                noted = note(start + len(some))
-                await self._patiently(partial(self._client.insert, name, [1.0], noted, collection=self._mark))
+                await self._patiently(partial(self._notes.put, name, note(start + len(some))))
 
     async def _made(self, collection: CollectionBackup) -> None:
         client, spec = self._client, collection.spec
@@ -292,7 +304,7 @@ class _Restoring:
         if not self._alone:
             create = partial(documents.create_collection, spec, True, self._timeout, *_vectors(collection))
             await self._patiently(create)
-            await self._patiently(partial(claim, client, self._mark, spec.name, self._timeout))
+            await self._patiently(partial(claim, self._notes, spec.name))
         for path in collection.fields:
             await self._patiently(partial(documents.declare_field, spec.name, path, True, self._timeout))
 
@@ -334,11 +346,7 @@ class _Restoring:
         if rounds is not None and rounds.gives_vectors:
             await self._give(name, piece)
             return 0
-        expires = [one or NEVER for one in piece.expires]
-        if lives and not expires:
-            expires = [NEVER] * len(piece.ids)
-        piece = msgspec.structs.replace(piece, expires=expires)
-
+        piece = with_instants(piece, lives=lives)
         for some in await self._around.blocking(self._taking.batches, piece):
             await self._patiently(partial(self._put, name, some))
         return len(piece.ids)
@@ -358,17 +366,17 @@ class _Restoring:
                     await self._patiently(give)
 
     async def _put(self, name: str, piece: Piece) -> None:
-        await self._held.check(at_once=False)
-        parts = await self._client.documents.insert_batch(
-            name, piece.ids, memoryview(piece.vectors), piece.metadata, self._timeout, piece.expires, named=piece.named
-        )
-        failed = next((part.outcome for part in parts if isinstance(part.outcome, NeedleError)), None)
+        for seconds in SOON_SECONDS:
+            await self._held.check(at_once=False)
+            some = self._late.given(piece, self._around.micros(), seconds)
+            parts = await self._client.documents.insert_batch(
+                name, some.ids, memoryview(some.vectors), some.metadata, self._timeout, some.expires, named=some.named
+            )
+            failed = next((part.outcome for part in parts if isinstance(part.outcome, NeedleError)), None)
+            if not self._late.heard(failed, self._around.micros()):
+                break
         if isinstance(failed, InvalidArgument):  # by a node that was not asked, or is started with other settings since
-            raise InvalidArgument(
-                f"collection {name}: a node refuses documents of the backup: {failed.message}. If a limit of its "
-                f"settings is too small, raise it, {self._when_put_right()}",
-                collection=name,
-            ) from failed
+            raise refused_late(self._client.topology(), name, some, failed, self._mark) from failed
         if failed is not None:
             raise failed
 

@@ -56,6 +56,7 @@ def known_of(store: Store, founding: int, shard: int) -> ShardArchive:
             _log.error("%s: the state of shard %d is copied again", error.message, shard)
             base = Base(index=bases[-1][0], at=0, files=[])
         archive.begin_at(base)
+        archive.begun = base.at if len(bases) == 1 else 0  # killed before others had heard of it
         *_, last = (None, *chain(chunks_of(store, founding, shard), base.index))
         if last is not None:
             archive.read = archive.kept = last.last

@@ -29,7 +29,7 @@ async def pages(
     by who breaks off. vectors: the named ones that come with them. collection_id: the id that the collection must have,
     0 for any. most: documents of a page, where fewer than usual have room. Raises ScanEnded, CollectionNotFound,
     InvalidArgument for one of another id."""
-    width = 4 * (spec.dimensions + sum(one.dimensions for one in vectors.values()))
+    width = 4 * (spec.form.numbers + sum(one.stored_as("").form.numbers for one in vectors.values()))
     limit = max(1, min(PAGE_DOCUMENTS, PAGE_BYTES // width, most or PAGE_DOCUMENTS))
     pin, after, whole = ScanPin(), "", False
 

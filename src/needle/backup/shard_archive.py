@@ -6,7 +6,7 @@ from typing import Final
 
 from needle.backup.archive_format import Base
 from needle.base.errors import StorageError
-from needle.protocol.archive_calls import LogAnswer, LoggedEntry
+from needle.protocol.archive_calls import BEGUN_SECONDS, LogAnswer, LoggedEntry
 from needle.protocol.commands import is_load
 
 ENTRY_BYTES: Final = 64
@@ -27,6 +27,7 @@ class ShardArchive:
     until this clock no other one is tried. loaded: the last entry by which documents came, or may have come, from a
     file (docs/adr/0119), which is in no entry: what leads on from there is a state of that index or a later one, so
     that nothing behind it is read before that is there.
+    begun: when it began, 0 if that is not known, or long ago.
     followed: when replicas that do not lead were told last (microseconds since 1970). awaits_since: since when entries
     are waited for that the leader lacks (monotonic seconds)."""
 
@@ -41,13 +42,17 @@ class ShardArchive:
         self.copied = self.tried = 0
         self.lacks_state, self.serves = False, True
         self.published, self.indexed, self.index_waits = 0, (0, 0), 0
-        self.followed = self.loaded = 0
+        self.followed = self.loaded = self.begun = 0
         self.awaits_since: float | None = None
 
     @property
     def based_at(self) -> int:
         """The clock of the last state, 0 without one."""
         return 0 if self.based is None else self.based[1]
+
+    def began_lately(self, now: int) -> bool:
+        """See LogCall.begun. now: microseconds since 1970."""
+        return now - self.begun < BEGUN_SECONDS * 1e6
 
     def awaits(self, now: float, seconds: float) -> bool:
         """Whether entries that the leader lacks are waited for still: so many seconds from the first time on."""

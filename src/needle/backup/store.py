@@ -17,7 +17,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
-from needle.base.errors import InvalidArgument, StorageError
+from needle.base.errors import DiskFull, InvalidArgument, StorageError
+from needle.base.file_errors import shortage
 
 PARTIAL = ".partial"
 AGAIN_SECONDS: Final = 20.0
@@ -84,6 +85,12 @@ def _errors(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(f"{what}: {error.strerror or error}", path=what) from error
+
+
+def is_full(error: StorageError) -> bool:
+    """Whether it is for want of room, so that it passes when something is deleted."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and isinstance(shortage(cause, ""), DiskFull)
 
 
 def _unless_gone(error: OSError) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import msgspec
@@ -17,7 +18,7 @@ from needle.base.former_settings import FORMER, FORMER_PATHS
 from needle.base.ids import NodeId
 from needle.base.index_config import IndexConfig
 from needle.base.log_config import LogConfig
-from needle.base.model import CollectionSpec, IndexKind, IndexParams, Metric
+from needle.base.model import METRICS_OF_NUMBERS, CollectionSpec, IndexKind, IndexParams, Metric
 from needle.base.placement_config import PlacementConfig as PlacementConfig
 from needle.base.schema import Seconds, Settings, about, all_settings, own_settings, required, tables, unknown
 from needle.base.schema import refuse as refuse
@@ -28,7 +29,7 @@ _NODE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 NODE_ID = "1 to 64 characters of A-Z a-z 0-9 . _ -"
 NODES = "a list of 1 to 7 nodes, each 'name=host:port'"
 ADDRESS = '"host:port" with a port from 1 to 65535'
-METRICS = f"one of {', '.join(Metric)}"
+METRICS = f"one of {', '.join(METRICS_OF_NUMBERS)}"
 RESERVE = "a twentieth of the disk, from 64 MiB to 1 GiB"
 MEMORY = "four fifths of what the machine, or the process' cgroup, has"
 SECRET_CHARS_MIN = 32
@@ -81,6 +82,12 @@ def parse_node(value: object, name: str = "cluster_nodes") -> tuple[NodeId, str]
         node, address = split_address(name, text, '"name=host:port" with a port from 1 to 65535', 1)[0], text
     parse_address(name, address)
     return check_node_id(name, node), address
+
+
+@lru_cache(maxsize=16)
+def _founders(nodes: tuple[str, ...]) -> tuple[tuple[NodeId, str], ...]:
+    """A node asks every second, and the list of one never changes. Raises ConfigError."""
+    return tuple(map(parse_node, nodes))
 
 
 class Limits(Settings, frozen=True, kw_only=True):
@@ -245,7 +252,7 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     require_keys: Annotated[bool, about()] = False
     insecure: Annotated[bool, about()] = False
     dimensions: Annotated[int, about(1, 1 << 20)] | None = None
-    metric: Annotated[str, about(allowed=METRICS, pattern=f"^({'|'.join(Metric)})$")] = Metric.COSINE.value
+    metric: Annotated[str, about(allowed=METRICS, pattern=f"^({'|'.join(METRICS_OF_NUMBERS)})$")] = Metric.COSINE.value
     election_timeout: Annotated[Seconds, about(0.002, 600)] = 1.0
     heartbeat_interval: Annotated[Seconds, about(0.001, 60)] = 0.050
     lease_timeout: Annotated[Seconds, about(0.02, 600)] = 0.150
@@ -315,7 +322,7 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     @property
     def founders(self) -> dict[NodeId, str]:
         """The addresses of the nodes that found the cluster, by id; none of a node that waits or joins."""
-        return dict(parse_node(text) for text in self.cluster_nodes)
+        return dict(_founders(tuple(map(str, self.cluster_nodes))))
 
     @property
     def secrets(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ Errors cross the wire as (code, message, details) and are rebuilt by `from_wire`
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any, ClassVar
 
 Detail = str | int | float | bool | None
@@ -29,12 +30,6 @@ class NeedleError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (from_wire, (self.code, self.message, self.details))
-
-
-def told_version(error: NeedleError) -> int:
-    """`details["version"]`, which another node wrote; 0 if that is no version."""
-    version = error.details.get("version")
-    return version if isinstance(version, int) else 0
 
 
 # --- the caller's mistakes: nothing changed, the same call will fail again -------------------------------------------
@@ -103,6 +98,12 @@ class ConditionFailed(NeedleError):
     """A write with `if_matches` found a document that does not match; nothing was written. `details["id"]` names it."""
 
     code = "condition_failed"
+
+
+class RebalanceEnded(NeedleError):
+    """A rebalance failed, or was cancelled; the message says why. `details["id"]`, `details["state"]` if known."""
+
+    code = "rebalance_ended"
 
 
 class KeyReused(NeedleError):
@@ -369,14 +370,13 @@ def _tree(cls: type[NeedleError]) -> list[type[NeedleError]]:
 
 
 def by_code() -> dict[str, type[NeedleError]]:
-    """Every error class of the tree by its code."""
+    """Every class by its code."""
     return {cls.code: cls for cls in _tree(NeedleError)}
 
 
 def from_wire(code: str, message: str, details: dict[str, Detail] | None = None) -> NeedleError:
     """The error that `code` names, as raised on the other side of the wire."""
-    cls = by_code().get(code)
-    if cls is None:
+    if (cls := by_code().get(code)) is None:
         return Internal(f"{message} (unknown error code {code!r})", **(details or {}))
     return cls(message, **(details or {}))
 
@@ -387,12 +387,12 @@ def invalid(field: str, value: object, allowed: str) -> InvalidArgument:
 
 
 def shown(value: object) -> str:
-    """A value as an error shows it: at most 80 characters, whatever its class makes of repr()."""
+    """A value, of an enumeration its value, as an error shows it: at most 80 characters, whatever repr() does."""
     try:
-        text = repr(value)
+        text = repr(value.value if isinstance(value, Enum) else value)
     except Exception:  # noqa: BLE001 - a caller's class: the refusal must come through
         text = f"<{type(value).__qualname__}>"
-    return text if len(text) <= 80 else text[:60] + f"... ({len(text)} characters)"
+    return text if len(text) <= 80 else text[:50] + f"... ({len(text)} characters)"
 
 
 def in_seconds(seconds: float) -> str:

@@ -114,7 +114,7 @@ REPLICA_LOST = Event(
 LOG_DAMAGED = Event(
     _DATA, "log_damaged", WARNING,
     "%(group)s: %(why)s; this replica does not vote until it has fetched from its peers what it lost",
-    "Found when the replica was opened.",
+    "Found when the replica was opened. Not told of a shard that comes back to a node which gave it up.",
 )  # fmt: skip
 LOG_REPAIRED = Event(
     _DATA, "log_repaired", WARNING,
@@ -208,6 +208,11 @@ MOVE_PHASE = Event(
     _CLUSTER, "move_phase", INFO,
     "move %(move)d of shard %(shard)d to %(target)d is %(phase)s",
     "A range of keys moves; at each change of its state, on who drives it.",
+)  # fmt: skip
+MOVE_SWITCHED = Event(
+    _CLUSTER, "move_switched", INFO,
+    "move %(move)d of shard %(shard)d to %(target)d: writes of its keys waited for %(steps)s",
+    "How long each step of a switch of key ranges took, on who drove all of it; then the news travels to clients.",
 )  # fmt: skip
 MOVE_STUCK = Event(
     _CLUSTER, "move_stuck", ERROR,

@@ -19,12 +19,21 @@ from needle.base.text import Statistics, TextField, TextQuery
 class Metric(StrEnum):
     """How distance is measured. Inside and in `Hit.distance`, lower is always nearer.
 
-    cosine: 1 - cos(a, b), 0..2. l2: Euclidean distance. dot: -<a, b>.
+    cosine: 1 - cos(a, b), 0..2. l2: Euclidean distance. dot: -<a, b>. hamming: how many bits differ.
     """
 
     COSINE = "cosine"
     L2 = "l2"
     DOT = "dot"
+    HAMMING = "hamming"
+
+
+METRICS_OF_NUMBERS = (Metric.COSINE, Metric.L2, Metric.DOT)
+
+
+def metrics_of(dtype: DType) -> tuple[Metric, ...]:
+    """Which metrics vectors of a type can have; the first is meant where none is named."""
+    return (Metric.HAMMING,) if dtype is DType.BIT else METRICS_OF_NUMBERS
 
 
 class ReadMode(StrEnum):
@@ -59,6 +68,7 @@ KINDS_OF = {
     DType.FLOAT32: tuple(IndexKind),
     DType.FLOAT16: (IndexKind.FLAT, *GRAPHS),
     DType.INT8: (IndexKind.FLAT, *GRAPHS),
+    DType.BIT: (IndexKind.FLAT, IndexKind.HNSW),
 }
 """Which kinds of index vectors of a type can have."""
 
@@ -175,8 +185,8 @@ class VectorChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class Hit(msgspec.Struct, frozen=True, kw_only=True):
-    """One search result. distance: lower is nearer (see Metric). score: higher is nearer
-    (cosine: cos; dot: <a, b>; l2: -distance). vector: float32 numpy array of shape (dimensions,) when asked for.
+    """One search result. distance: lower is nearer (see Metric). score: higher is nearer (cosine: cos; dot: <a, b>; l2,
+    hamming: -distance). vector: float32 numpy array of shape (dimensions,) when asked for, of bits of their bytes.
     group: of a search by groups, the value of the field that this hit is grouped by. ranks: of a hybrid search, its
     places, from 1 on, in the lists that were asked for: of the nearest, of those with the words, of those that the
     sparse vector finds; None where it is not among the candidates."""
@@ -192,9 +202,9 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):
-    """One stored document. vector: float32 numpy array of shape (dimensions,). version: grows with every write.
-    expires_at: when it expires, as RFC 3339 in UTC; None for never. vectors: those of its named vectors that were asked
-    for and that it has, by name; None if none was asked for."""
+    """One stored document. vector: float32 numpy array of shape (dimensions,), of bits of their bytes. version: grows
+    with every write. expires_at: when it expires, as RFC 3339 in UTC; None for never. vectors: those of its named
+    vectors that were asked for and that it has, by name; None if none was asked for."""
 
     id: str
     vector: Any

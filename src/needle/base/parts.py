@@ -49,7 +49,8 @@ def whole(body: Body) -> bytes:
 
 
 def encode_parts(value: Any) -> Pieces:
-    """A message in pieces. value: an array-like struct, a list, a tuple, or what those hold."""
+    """A message in pieces. value: an array-like struct, a list, a tuple, or what those hold; structs that are no arrays
+    are small."""
     gathered = _Gathered()
     gathered.add(value)
     return gathered.end()
@@ -87,7 +88,7 @@ class _Gathered:
             self._buffer += _bin_header(value.size())
             self._cut()
             self._done += value
-        elif isinstance(value, msgspec.Struct):
+        elif isinstance(value, msgspec.Struct) and value.__struct_config__.array_like:
             tag = value.__struct_config__.tag
             fields = [getattr(value, name) for name in value.__struct_fields__]
             self._add_each(fields if tag is None else [tag, *fields])

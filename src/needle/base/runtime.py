@@ -63,6 +63,19 @@ class Pool(Protocol):
         ...
 
 
+class Repeating(Protocol):
+    """A thread that looks at something at a pace: no turn of the event loop, and no other thread, is needed for it."""
+
+    async def repeat(self, every: float, fn: Callable[[], None]) -> None:
+        """Run `fn()` off the event loop every `every` seconds, until it raises, which is raised here, or the thread is
+        stopped, or this is cancelled: then a call that runs still ends."""
+        ...
+
+    def close(self) -> None:
+        """Wait for a call that runs, then stop the thread. Nothing is repeated any more. Idempotent."""
+        ...
+
+
 Blocking = Callable[..., Awaitable[Any]]
 """Runs a function in a thread: Pool.run, asyncio.to_thread."""
 

@@ -18,7 +18,10 @@ from needle.base.errors import InvalidArgument, invalid
 from needle.base.plain import refused
 
 INDEX_MAX: Final = 2**32 - 1
-VALUE_MAX: Final = float(np.finfo(np.float32).max)
+FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+VALUE_MAX: Final = float(np.nextafter(2.0**128 - 2.0**103, 0))
+"""The largest number that float32 rounds to a finite one: its own largest in fewest digits, 3.4028235e38, is a little
+more than that is."""
 INDICES_MAX: Final = 4096
 """Of one sparse vector."""
 FORM: Final = '{"indices": [...], "values": [...]}, two lists of one length'
@@ -142,9 +145,9 @@ def _array(name: str, given: Any, kinds: str) -> npt.NDArray[Any]:
 
 
 def _short(values: Weights) -> list[float]:
-    """As numbers that are the same float32 and have few digits in JSON."""
+    """As numbers that are the same float32 and have few digits in JSON; earlier releases take FLOAT32_MAX at most."""
     short = values.astype("U").astype(np.float64)
-    same = (np.abs(short) <= VALUE_MAX) & (short.astype(np.float32) == values)
+    same = (np.abs(short) <= FLOAT32_MAX) & (short.astype(np.float32) == values)
     numbers: list[float] = np.where(same, short, values.astype(np.float64)).tolist()
     return numbers
 

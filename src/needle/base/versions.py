@@ -22,7 +22,9 @@ LOADS: Final = 6
 SPARSE: Final = 6
 """From here on documents may have named vectors (docs/adr/0118), one entry of a shard's log names a file with the
 documents of a bulk load, and the catalog says which fields of documents are sparse vectors (docs/adr/0120)."""
-KNOWN: Final = 6
+BITS: Final = 7
+"""From here on vectors may be bits (docs/adr/0128)."""
+KNOWN: Final = 7
 """What this release knows. Raise it by one with every new log command, every new field of one, and every new format of
 a file that goes from node to node (docs/versions.md says how)."""
 

@@ -5,6 +5,9 @@ Invariant: ids of collections are never used again, and a name is one collection
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from operator import attrgetter
+
 import msgspec
 
 from needle.base.errors import CollectionExists, CollectionNotFound, invalid
@@ -20,6 +23,7 @@ from needle.protocol.catalog_commands import (
 )
 from needle.protocol.vector_commands import VectorCommand
 from needle.routing.topology import AliasInfo, CollectionInfo, NamedVector, Topology, vector_id
+from needle.routing.topology_changes import remember
 
 COLLECTIONS_MAX = 10_000
 ALIASES_MAX = 1000
@@ -30,6 +34,7 @@ VECTORS_MAX = 16
 """Named vectors of a collection, and sparse ones."""
 
 _replace = msgspec.structs.replace
+_name = attrgetter("spec.name")
 
 
 def create(now: Topology, index: int, command: CreateCollection) -> Changed:
@@ -58,8 +63,10 @@ def create(now: Topology, index: int, command: CreateCollection) -> Changed:
     made = CollectionInfo(
         id=index, spec=command.spec, nonce=command.nonce, fields=fields, vectors=vectors, sparse=sparse
     )
-    collections = tuple(sorted([*now.collections, made], key=lambda info: info.spec.name))
-    return done(_replace(now, collections=collections), index)
+    at = bisect_left(now.collections, name, key=_name)
+    rows = (*now.collections[:at], made, *now.collections[at:])
+    remember(now.collections, rows, (), (made,))
+    return done(_replace(now, collections=rows), index)
 
 
 def _has(found: CollectionInfo, command: CreateCollection) -> bool:
@@ -92,14 +99,16 @@ def _settings(spec: CollectionSpec) -> dict[str, object]:
 
 
 def drop(now: Topology, index: int, command: DropCollection) -> Changed:
-    gone = next((info for info in now.collections if (info.spec.name, info.id) == (command.name, command.id)), None)
-    left = tuple(info for info in now.collections if info is not gone)
-    if gone is None:
+    gone = now.named(command.name)
+    if gone is None or gone.id != command.id:
         return done(now, index, now.version, existed=False)
     led = [alias.name for alias in now.aliases if alias.collection == command.name]
     if led:
         names = ", ".join(map(repr, led[:10]))
         raise invalid("collection", command.name, f"one without an alias: remove {names}, or let them lead elsewhere")
+    at = bisect_left(now.collections, command.name, key=_name)
+    left = now.collections[:at] + now.collections[at + 1 :]
+    remember(now.collections, left, (gone,), ())
     dropped = (*now.dropped, command.id, *(-one.id for one in gone.vectors))[-DROPPED_MAX:]
     return done(_replace(now, collections=left, dropped=dropped), index, existed=True)
 
@@ -114,7 +123,11 @@ def found_in(now: Topology, command: AlterCollection | DeclareField | VectorComm
 
 def with_collection(now: Topology, found: CollectionInfo, made: CollectionInfo) -> Topology:
     """With `made` in place of what was found."""
-    return _replace(now, collections=tuple(made if info is found else info for info in now.collections))
+    at = bisect_left(now.collections, found.spec.name, key=_name)
+    rows = (*now.collections[:at], made, *now.collections[at + 1 :])
+    if made != found:
+        remember(now.collections, rows, (found,), (made,))
+    return _replace(now, collections=rows)
 
 
 def alter(now: Topology, index: int, command: AlterCollection) -> Changed:

@@ -1,4 +1,5 @@
-"""Group 0's state machine on disk: the topology, the applied index, its term and configuration, in one SQLite row.
+"""Group 0's state machine on disk: the topology, the applied index, its term and configuration, in one SQLite row, and
+a row for each collection, so that a change is written as one change however many there are.
 
 Durability order: a batch of entries is one synced transaction (synchronous=FULL: the catalog changes rarely), so
 everything applied is durable and a checkpoint has nothing to do. Installing a snapshot is one such transaction too:
@@ -9,11 +10,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -23,16 +25,24 @@ import xxhash
 from needle.base.compared import Compared
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import CorruptDocuments, CorruptSnapshot, NeedleError, StorageError, UnsupportedFormat
-from needle.base.file_errors import os_failure, sqlite_failure
 from needle.base.sqlite_uri import sqlite_uri
 from needle.base.versions import KNOWN, check_version
 from needle.catalog.executed import Executed, execute_once
-from needle.routing.topology import Topology
+from needle.catalog.file_state import disk_errors, is_of_content, says_read_only
+from needle.routing.topology import CollectionInfo, Topology
+from needle.routing.topology_changes import SUM_MASK, bytes_sum, differing, rows_sum
 
 FILE_NAME: Final = "catalog.db"
 IMAGE_NAME: Final = "catalog.image"
 FORMAT_VERSION: Final = 1
-PROBE_BYTES: Final = 1 << 20
+BY_ROWS: Final = 2
+"""Of a file whose collections are rows of their own. An image is one piece: of FORMAT_VERSION always."""
+ROWS_SINCE: Final = 7
+"""The cluster's version from which on files are BY_ROWS: before, a node may go back to the release before, which knows
+no rows."""
+PASSED_MAX: Final = 64
+_Rows = tuple[CollectionInfo, ...]
+_ROWS_TABLE: Final = "CREATE TABLE collections (id INTEGER PRIMARY KEY, row BLOB NOT NULL)"
 _STATE, _SUM = 1, 2
 """Rows: the catalog, and the xxh3-128 of it."""
 
@@ -59,7 +69,8 @@ class ImageFile(msgspec.Struct, frozen=True, array_like=True):
 
 
 class _State(msgspec.Struct, frozen=True):
-    """What the row and an image hold."""
+    """What the row and an image hold. rows: the sum over the collections that are rows of their own, and not in the
+    topology here."""
 
     topology: Topology = Topology()
     index: int = 0
@@ -67,6 +78,7 @@ class _State(msgspec.Struct, frozen=True):
     conf: bytes = b""
     format: int = FORMAT_VERSION
     executed: Executed = Executed()
+    rows: int = 0
 
 
 class CatalogMachine:
@@ -82,9 +94,14 @@ class CatalogMachine:
         self.damage: CorruptDocuments | None = None
         """Why the file is not what was written: then nothing can be applied until a snapshot is installed."""
         self._state = _State()
+        self._has_rows = False
+        """Whether the file has a row for each collection; else all of them are to be written."""
+        self._rows = 0
+        """The sum over the collections of `_state`."""
+        self._passed: deque[Topology] = deque(maxlen=PASSED_MAX)
         self.compared = Compared()
         """Digests of what is stored: after each batch, and as it was opened or installed, at these entries."""
-        with _disk_errors(self._path):
+        with disk_errors(self._path):
             os.makedirs(directory, exist_ok=True)
         try:
             self._open()
@@ -92,21 +109,20 @@ class CatalogMachine:
             self.damage = error
 
     def _open(self) -> None:
-        with _disk_errors(self._path):
+        with disk_errors(self._path):
             self._db = sqlite3.connect(sqlite_uri(self._path), uri=True, check_same_thread=False, isolation_level=None)
             try:
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=FULL")
                 self._db.execute("CREATE TABLE IF NOT EXISTS catalog (id INTEGER PRIMARY KEY, state BLOB NOT NULL)")
                 rows = dict(self._db.execute("SELECT id, state FROM catalog"))
-                if _says_read_only(self._path):
+                if says_read_only(self._path):
                     raise CorruptDocuments(
                         f"{self._path} is damaged: by its header it must not be written to", path=self._path
                     )
             except sqlite3.OperationalError as error:
                 self._db.close()
-                # Without a code it is Python's own: a text of a damaged page is no UTF-8.
-                if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) != sqlite3.SQLITE_ERROR:
+                if not is_of_content(error):
                     raise
                 raise CorruptDocuments(
                     f"{self._path} is damaged: it has another schema ({error})", path=self._path
@@ -117,15 +133,50 @@ class CatalogMachine:
         whole = rows.keys() <= {_STATE, _SUM} and all(isinstance(value, bytes) for value in rows.values())
         if not whole or (_SUM in rows and (_STATE not in rows or _sum(rows[_STATE]) != rows[_SUM])):
             raise CorruptDocuments(f"{self._path} is damaged: the catalog fails its checksum", path=self._path)
-        self._state = self._decode(rows[_STATE], self._path) if _STATE in rows else _State()
-        if _STATE in rows:  # as this release writes it, whoever wrote it
-            self.compared.note(self._state.index, _digest(self._state, msgspec.msgpack.encode(self._state)))
+        self._has_rows, self._rows, self._state = False, 0, _State()
+        if _STATE in rows:
+            stored = self._decode(rows[_STATE], self._path)
+            state, found = (stored, False) if stored.format == FORMAT_VERSION else self._with_rows(stored)
+            self._state, self._rows = state, rows_sum(state.topology.collections)
+            self._has_rows = found and stored.rows == self._rows  # another release may encode others
+            # As this release writes it, whoever wrote it.
+            self.compared.note(state.index, _digest(state, self._rows, _packed(state, self._rows)))
+
+    def _with_rows(self, state: _State) -> tuple[_State, bool]:
+        """With the collections in the topology; and whether each is found by its id, which no sum is over: a row that
+        is not would stay when its collection is dropped. Raises CorruptDocuments."""
+        with disk_errors(self._path):
+            try:
+                table = self._db.execute("SELECT type, tbl_name, sql FROM sqlite_master WHERE name = 'collections'")
+                if table.fetchall() != [("table", "collections", _ROWS_TABLE)]:
+                    raise CorruptDocuments(f"{self._path} is damaged: it has another schema", path=self._path)
+                found = self._db.execute("SELECT id, row FROM collections").fetchall()
+                if bytes_sum(row for _, row in found) != state.rows:
+                    raise CorruptDocuments(f"{self._path} is damaged: its collections fail their sum", path=self._path)
+                infos = [msgspec.msgpack.decode(row, type=CollectionInfo) for _, row in found]
+            except (sqlite3.OperationalError, TypeError, *DECODE_ERRORS) as error:
+                if isinstance(error, sqlite3.OperationalError) and not is_of_content(error):
+                    self._db.close()
+                    raise
+                raise CorruptDocuments(
+                    f"{self._path} is damaged: it does not hold a catalog ({error})", path=self._path
+                ) from error
+        collections = tuple(sorted(infos, key=attrgetter("spec.name")))
+        topology = msgspec.structs.replace(state.topology, collections=collections)
+        by_id = [info.id for info in infos] == [id_ for id_, _ in found]
+        return msgspec.structs.replace(state, topology=topology, format=FORMAT_VERSION, rows=0), by_id
 
     # --- what the rest of the node reads -----------------------------------------------------------------------------
     @property
     def topology(self) -> Topology:
         """As of the last applied entry."""
         return self._state.topology
+
+    def passed(self, version: int) -> Iterator[Topology]:
+        """Those that were the newest for the time of one entry, up to a version, oldest first, each once; the last
+        PASSED_MAX at most."""
+        while self._passed and self._passed[0].version <= version:
+            yield self._passed.popleft()
 
     def digest(self) -> str:
         """Equal at equal applied indexes on every replica: 32 hex digits over the topology and what was executed."""
@@ -151,17 +202,21 @@ class CatalogMachine:
             topology, index, term, conf = msgspec.structs.astuple(self._state)[:4]
             executed = self._state.executed
             results: list[Any] = []
+            passed: list[Topology] = []
             for entry in entries:
                 result: Any = None
                 if entry.index > index:
                     if entry.data:
                         # A command that cannot be read stops the replica: skipping it would make replicas differ.
+                        before = topology
                         topology, executed, result = execute_once(topology, executed, entry.index, entry.data)
+                        passed += [topology] if topology is not before else []
                     index, term = entry.index, entry.term
                     conf = conf if entry.conf is None else entry.conf
                 results.append(result)
             check_version(topology.cluster_version, self._knows)  # what follows may mean what this node cannot read
             self._write(_State(topology, index, term, conf, executed=executed))
+            self._passed.extend(passed)
             return results
 
     def begin_anew(self, topology: Topology, index: int, term: int, conf: bytes) -> None:
@@ -178,7 +233,7 @@ class CatalogMachine:
         state = self._state
         data = msgspec.msgpack.encode(state)
         path = os.path.join(directory, IMAGE_NAME)
-        with _disk_errors(path), open(path, "wb") as file:
+        with disk_errors(path), open(path, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -189,6 +244,7 @@ class CatalogMachine:
         """Replace everything by the image in `directory`, atomically; may be repeated. A damaged one is damaged until
         that is done: in between it is empty, and must not be taken for whole."""
         state = self._read_image(directory)
+        self._has_rows = False  # whatever is wrong with them
         if self.damage is None:
             with suppress(CorruptDocuments), self._exclusive(installing=True):
                 self._write(state)
@@ -208,15 +264,15 @@ class CatalogMachine:
 
     def _read_image(self, directory: str) -> _State:
         path = os.path.join(directory, IMAGE_NAME)
-        with _disk_errors(path):
+        with disk_errors(path):
             data = Path(path).read_bytes()
         try:
-            return self._decode(data, path)
+            return self._decode(data, path, (FORMAT_VERSION,))
         except (UnsupportedFormat, CorruptDocuments) as error:
             raise CorruptSnapshot(f"{error.message}. Nothing was installed; the leader sends it again") from error
 
-    def _decode(self, data: bytes, path: str) -> _State:
-        state = _decode(data, path)
+    def _decode(self, data: bytes, path: str, formats: Collection[int] = (FORMAT_VERSION, BY_ROWS)) -> _State:
+        state = _decode(data, path, formats)
         check_version(state.topology.cluster_version, self._knows)
         return state
 
@@ -227,12 +283,40 @@ class CatalogMachine:
             self._db.close()
 
     def _write(self, state: _State) -> None:
-        with _disk_errors(self._path):
-            data = msgspec.msgpack.encode(state)
-            found = _sum(data)
-            self._db.execute("INSERT OR REPLACE INTO catalog VALUES (?, ?), (?, ?)", (_STATE, data, _SUM, found))
-        self._state = state
-        self.compared.note(state.index, _digest(state, data))
+        now = state.topology.collections
+        gone, came = differing(self._state.topology.collections, now)
+        rows = (self._rows - rows_sum(gone) + rows_sum(came)) & SUM_MASK
+        by_rows, packed = state.topology.cluster_version >= ROWS_SINCE, _packed(state, rows)
+        data = packed if by_rows else msgspec.msgpack.encode(state)
+        with disk_errors(self._path), self._transaction():
+            if by_rows:
+                self._write_rows(now, gone, came)
+            values = (_STATE, data, _SUM, _sum(data))
+            self._db.execute("INSERT OR REPLACE INTO catalog VALUES (?, ?), (?, ?)", values)
+        self._state, self._rows, self._has_rows = state, rows, by_rows
+        self.compared.note(state.index, _digest(state, rows, packed))
+
+    def _write_rows(self, now: _Rows, gone: _Rows, came: _Rows) -> None:
+        if not self._has_rows:
+            self._db.execute("DROP TABLE IF EXISTS collections")
+            self._db.execute(_ROWS_TABLE)
+            gone, came = (), now
+        self._db.executemany("DELETE FROM collections WHERE id = ?", [(info.id,) for info in gone])
+        packed = [(info.id, msgspec.msgpack.encode(info)) for info in came]
+        self._db.executemany("INSERT INTO collections VALUES (?, ?)", packed)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All of it or nothing."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+            raise
 
     @contextmanager
     def _exclusive(self, *, installing: bool = False) -> Iterator[None]:
@@ -258,16 +342,15 @@ def form() -> str:
     return xxhash.xxh3_64_hexdigest(msgspec.json.encode(msgspec.json.schema(_State), order="deterministic"))
 
 
-def _says_read_only(path: str) -> bool:
-    """Whether the header has a write version that SQLite does not know: it reads such a file, and writes nothing."""
-    with open(path, "rb") as file:
-        header = file.read(20)
-    return len(header) == 20 and header[18] not in (1, 2)
+def _packed(state: _State, rows: int) -> bytes:
+    """As it is stored beside the rows of its collections, whose sum is `rows`."""
+    topology = msgspec.structs.replace(state.topology, collections=())
+    return msgspec.msgpack.encode(msgspec.structs.replace(state, topology=topology, format=BY_ROWS, rows=rows))
 
 
-def _digest(state: _State, data: bytes) -> str:
-    """What replicas compare, of a state and its bytes. Releases put a refusal in other words, and that makes no
-    difference."""
+def _digest(state: _State, rows: int, packed: bytes) -> str:
+    """What replicas compare, of a state, the sum over its collections, and both as `_packed`. Releases put a refusal in
+    other words, and that makes no difference."""
     answers = state.executed.answers
     if any(answer.message for answer in answers.values()):
         told = {
@@ -275,42 +358,20 @@ def _digest(state: _State, data: bytes) -> str:
             for nonce, answer in answers.items()
         }
         executed = msgspec.structs.replace(state.executed, answers=told)
-        data = msgspec.msgpack.encode(msgspec.structs.replace(state, executed=executed))
-    return _sum(data).hex()
+        packed = _packed(msgspec.structs.replace(state, executed=executed), rows)
+    return _sum(packed).hex()
 
 
 def _sum(data: bytes) -> bytes:
     return xxhash.xxh3_128_digest(data)
 
 
-def _decode(data: bytes, path: str) -> _State:
+def _decode(data: bytes, path: str, formats: Collection[int]) -> _State:
     try:
         state = msgspec.msgpack.decode(data, type=_State)
     except DECODE_ERRORS as error:
         raise CorruptDocuments(f"{path} is damaged: it does not hold a catalog ({error})", path=path) from None
-    if state.format != FORMAT_VERSION:
-        raise UnsupportedFormat(f"{path} has format {state.format}; this release reads {FORMAT_VERSION}", path=path)
+    if state.format not in formats:
+        known = " and ".join(map(str, formats))
+        raise UnsupportedFormat(f"{path} has format {state.format}; this release reads {known}", path=path)
     return state
-
-
-@contextmanager
-def _disk_errors(path: str) -> Iterator[None]:
-    """SQLite's and the system's errors as ours."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise sqlite_failure(error, path, _refusal(path)) from error
-    except UnicodeDecodeError as error:  # SQLite's message quotes a damaged schema, which is no text any more
-        raise CorruptDocuments(f"{path} is damaged: it has another schema ({error})", path=path) from error
-    except OSError as error:
-        raise os_failure(error, path) from error
-
-
-def _refusal(path: str) -> int:
-    """Why the system refuses to write beside this file, 0 if it does not: Python's sqlite3 does not say it."""
-    try:
-        with tempfile.TemporaryFile(dir=os.path.dirname(path)) as file:
-            file.write(bytes(PROBE_BYTES))
-    except OSError as error:
-        return error.errno or 0
-    return 0

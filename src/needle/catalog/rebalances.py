@@ -25,11 +25,9 @@ from needle.protocol.catalog_commands import (
 )
 from needle.routing.jobs import Job, JobState, Running, check_over
 from needle.routing.planned_moves import Move, MoveRange, MoveReplicas, PreferLeader
-from needle.routing.plans import REPLICAS_MAX
+from needle.routing.plans import REPLICAS_MAX, WISHED_MAX
 from needle.routing.topology import NodeState, Topology
 
-WISHED_MAX = 4096
-"""Shards and nodes that a wish names."""
 WHY_CHARS_MAX = 2000
 COUNT_MAX = 1 << 60
 """Of documents and bytes: the sum of some is an integer that can be sent."""
@@ -46,9 +44,6 @@ def started(now: Topology, index: int, command: StartRebalance) -> Job:
     """A new one. Raises InvalidArgument while another one is not over."""
     check_over(now.rebalance)
     wish = command.wish
-    named = sum(map(len, (wish.retire, wish.drain, wish.lost, wish.weights, wish.zones)))
-    if named > WISHED_MAX:
-        raise invalid("wish", named, f"at most {WISHED_MAX} shards and nodes")
     wish.check()
     if wish.split is not None and wish.split.into != len(now.shards):
         raise invalid("into", wish.split.into, f"the next number, {len(now.shards)}")

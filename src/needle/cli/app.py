@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import typer
 
 import needle
-from needle.base.errors import NeedleError
 from needle.cli import (
     backup_commands,
     bulk_load_command,
@@ -24,6 +23,7 @@ from needle.cli import (
     create_command,
     doctor_command,
     document_commands,
+    document_vector_commands,
     export_commands,
     feed_command,
     import_command,
@@ -47,8 +47,8 @@ from needle.cli import (
     vector_commands,
 )
 from needle.cli import status as status_command
-from needle.cli.common import notes, show_error
 from needle.cli.demo import command as demo_command
+from needle.cli.ending import exit_code
 from needle.connecting import CA_VARIABLE, CERTIFICATE_VARIABLE, KEY_VARIABLE, TLS_KEY_VARIABLE
 
 app = typer.Typer(
@@ -167,7 +167,7 @@ def _add(group: typer.Typer, name: str, function: Callable[..., Any], example: s
 
 
 _add(app, "demo", demo_command.demo, "needle demo --keep")
-_add(app, "serve", serve_command.serve, "needle serve --config node-1.toml")
+_add(app, "serve", serve_command.serve, serve_command.EXAMPLE)
 _add(config_app, "schema", serve_command.schema, "needle config schema > needle.schema.json")
 _add(app, "status", status_command.status, "needle status --watch")
 _add(app, "doctor", doctor_command.doctor, "needle doctor --links")
@@ -179,6 +179,18 @@ _add(app, "search", search_command.search, 'needle search "parse a date" -k 5 --
 _add(app, "insert", document_commands.insert, "needle insert documents.jsonl")
 _add(app, "get", document_commands.get, "needle get json.dumps shlex.split --json")
 _add(app, "patch", change_commands.patch, "needle patch doc-1 --set year=2024 --append tags=new")
+_add(
+    app,
+    "update-vectors",
+    document_vector_commands.update_vectors,
+    "needle update-vectors captions.npy --vector-name caption",
+)
+_add(
+    app,
+    "delete-vector",
+    document_vector_commands.delete_vector,
+    "needle delete-vector caption doc-1 doc-2 --collection images",
+)
 _add(app, "delete", change_commands.delete, 'needle delete --where \'{"lang": "en"}\'')
 _add(app, "count", change_commands.count, 'needle count --where \'{"lang": "en"}\'')
 _add(app, "facet", change_commands.facet, "needle facet lang --limit 20")
@@ -279,17 +291,4 @@ app.add_typer(alias_app, name="alias")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code. Never shows a traceback for an error of the tree."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        app(arguments, prog_name="needle")
-    except NeedleError as error:
-        show_error(error)
-        return 1
-    except KeyboardInterrupt:
-        notes.print("interrupted")
-        return 130
-    except BrokenPipeError:  # `needle ... | head`
-        sys.stderr.close()
-        return 1
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+    return exit_code(lambda: app(arguments, prog_name="needle"))

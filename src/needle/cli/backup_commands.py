@@ -61,11 +61,17 @@ def create(
         bool,
         typer.Option("--indexes/--no-indexes", help="Take index files along: a restore need not build them."),
     ] = True,
+    begin: Annotated[
+        bool, typer.Option("--begin", help="Begin at an empty target, though the cluster has been backed up elsewhere.")
+    ] = False,
     cluster: Cluster = DEFAULT_CLUSTER,
     timeout: Timeout = 30.0,
     json: Json = False,
 ) -> None:
-    """Make a backup of all collections while the cluster serves. Only what the target lacks is written there."""
+    """Make a backup of all collections while the cluster serves. Only what the target lacks is written there.
+
+    Where the cluster has been backed up before, an empty target is refused: its disk may not be mounted.
+    """
     store, started = backups.open_store(target), time.perf_counter()
 
     async def work(client: needle.Client) -> backups.Made:
@@ -80,7 +86,7 @@ def create(
 
             bytes_a_second = None if rate is None else rate * 1e6
             return await backups.create(
-                client, store, rate=bytes_a_second, indexes=indexes, timeout=timeout, progress=progress
+                client, store, rate=bytes_a_second, indexes=indexes, timeout=timeout, progress=progress, begin=begin
             )
 
     made = run_with(store, cluster, work)
@@ -137,12 +143,15 @@ def archive(
         float,
         typer.Option("--index-minutes", min=0, help="Minutes between two copies of new index files; 0 for none."),
     ] = 60.0,
+    begin: Annotated[
+        bool, typer.Option("--begin", help="Begin an archive here, though the cluster has been archived elsewhere.")
+    ] = False,
     cluster: Cluster = DEFAULT_CLUSTER,
 ) -> None:
     """Archive the log of every shard until SIGTERM or Ctrl-C: `needle restore --at` brings back any instant of it.
 
     Needs a key of the role admin. Run again, it goes on where the target says. While no node answers it waits, and says
-    so.
+    so; and where the cluster is archived, and nothing of that is at the target, which may not be mounted.
     """
     store = backups.open_store(target)
 
@@ -151,7 +160,7 @@ def archive(
         notes.print(f"archiving the logs of all shards to {target}", markup=False)
         await backups.archive(
             client, store, every=every, base_every=base_hours * 3600, indexes_every=index_minutes * 60,
-            until=stopped.wait,
+            until=stopped.wait, begin=begin,
         )  # fmt: skip
         notes.print("stopped: what was written until now is at the target", markup=False)
 

@@ -52,7 +52,8 @@ def bulk_load(
     """Load Parquet into a new collection: workers build each shard's files, and one log entry a shard names them.
 
     The documents of a shard appear at once. The same command goes on after an interruption, and a load that is done is
-    not done again. The collection must never have been written to; no key ranges may move meanwhile.
+    not done again. The collection must never have been written to; no key ranges may move meanwhile. While a shard
+    takes its documents, writes and strong reads of all collections in it wait (docs/bulk-loading.md).
     """
     from needle.cli.bulk.loading import Asked
     from needle.cli.bulk.pieces import pieces_of

@@ -28,7 +28,7 @@ from needle.cli.common import (
     table,
 )
 
-Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID...]", help="Ids of documents.")]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of documents.")]
 Where = Annotated[
     str | None, typer.Option("--where", help='Instead of ids: all documents that match, \'{"lang": "en"}\'.')
 ]

@@ -86,7 +86,7 @@ def step_down(
 
 def force_election(
     node: Annotated[
-        str | None, typer.Argument(metavar="[NODE]", help="The node that campaigns; default: one that does not lead.")
+        str | None, typer.Argument(metavar="NODE", help="The node that campaigns; default: one that does not lead.")
     ] = None,
     shard: Shard = None,
     cluster: Cluster = DEFAULT_CLUSTER,

@@ -80,6 +80,14 @@ Sparse = Annotated[
 ]
 
 
+Like = Annotated[
+    str | None,
+    typer.Option(
+        "--like", metavar="OTHER", help="A collection or alias whose settings it gets where none is named here."
+    ),
+]
+
+
 def create(
     name: Name,
     dimensions: Annotated[
@@ -87,7 +95,8 @@ def create(
         typer.Option("--dimensions", min=1, help="Length of the vectors; to be named without --like and --model."),
     ] = None,
     metric: Annotated[
-        Metric | None, typer.Option("--metric", help="How distance is measured: cosine, if none is named.")
+        Metric | None,
+        typer.Option("--metric", help="How distance is measured: cosine if none is named, hamming for bits."),
     ] = None,
     kind: Annotated[
         str | None, typer.Option("--index", metavar="KIND[:PRESET]", help=f"Of its vectors: {INDEX_WORDS}. (hnsw)")
@@ -116,12 +125,7 @@ def create(
     ] = None,
     dtype: Annotated[DType | None, typer.Option("--dtype", help="As which numbers vectors are kept (float32).")] = None,
     sparse: Sparse = None,
-    like: Annotated[
-        str | None,
-        typer.Option(
-            "--like", metavar="OTHER", help="A collection or alias whose settings it gets where none is named here."
-        ),
-    ] = None,
+    like: Like = None,
     cluster: Cluster = DEFAULT_CLUSTER,
 ) -> None:
     """Create an empty collection."""

@@ -32,7 +32,7 @@ Index = Annotated[
 def create(
     nodes: Annotated[
         list[str],
-        typer.Argument(metavar="NODE...", help="Running nodes, name=host:port, in the order shards are placed."),
+        typer.Argument(metavar="NODE", help="Running nodes, name=host:port, in the order shards are placed."),
     ],
     shards: Annotated[int, typer.Option("--shards", help="How many parts the documents are spread over.")] = SHARDS,
     replicas: Annotated[

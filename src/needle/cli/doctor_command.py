@@ -67,7 +67,8 @@ def _links(seen: Diagnosis) -> RenderableType:
 
 def _line(finding: Finding) -> Text:
     style = "bold red" if finding.severity == CRITICAL else "yellow"
-    told = f" {finding}; allowed: {finding.allowed} - {finding.action} ({finding.runbook})"
+    allowed = f"; allowed: {finding.allowed}" if finding.allowed else ""
+    told = f" {finding}{allowed} - {finding.action} ({finding.runbook})"
     return Text.assemble((finding.severity.upper(), style), told)
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import needle
+from needle.base.dtypes import VectorForm
 from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError
 from needle.base.model import Document
 from needle.cli.common import (
@@ -47,7 +48,7 @@ from needle.client.embedding import WORDLLAMA, check_takes
 
 T = TypeVar("T")
 
-Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of documents.")]
+Ids = Annotated[list[str], typer.Argument(metavar="ID", help="Ids of documents.")]
 BATCH_BYTES = 512 * 1024
 BATCHES_IN_FLIGHT = 4
 SOON_SECONDS = 5.0
@@ -93,7 +94,7 @@ def insert(
     total, left_out = count_records(file), Counter[str]()
 
     async def work(client: needle.Client) -> tuple[int, float]:
-        embed = await _embedding(client, file, collection)
+        embed = await embedding(client, file, collection)
         records = read_records(file, embed, id_prefix, batch)
         batches = by_bytes(records if until is not None else _without_expired(records, left_out))
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -115,7 +116,7 @@ def insert(
             notes.print(f"left out, for they have expired: {left_out['expired']}")
 
 
-async def _embedding(client: needle.Client, file: Path, collection: str) -> Callable[[], Embed]:
+async def embedding(client: needle.Client, file: Path, collection: str) -> Callable[[], Embed]:
     """Of the texts of a file, if it has any, for a collection that names a model."""
     specs = {spec.name: spec for spec in await client.collections()} if may_hold_text(file) else {}
     aliases = await client.aliases() if specs else {}
@@ -224,7 +225,9 @@ async def _name_the_refused(
     with suppress(NeedleError):  # who refuses knows better than who does not answer
         known = await client.describe_collection(collection)
     for record in records:
-        check_record(record, *((None, None) if known is None else (known.dimensions, known.vectors)))
+        check_record(
+            record, *((None, None) if known is None else (VectorForm(known.dimensions, known.dtype), known.vectors))
+        )
     raise type(error)(f"{span(records)}: {error.message}", **error.details) from error
 
 
@@ -250,26 +253,33 @@ def get(
     ids: Ids,
     collection: Collection = "default",
     with_vectors: Annotated[bool, typer.Option("--with-vectors", help="Show the vectors too.")] = False,
+    vector_name: Annotated[
+        list[str] | None,
+        typer.Option("--vector-name", metavar="NAME", help="Show this named vector, too; may be given again."),
+    ] = None,
     cluster: Cluster = DEFAULT_CLUSTER,
     json: Json = False,
 ) -> None:
     """Show documents by id (a strong read). Exit code 1 if one is missing."""
+    named = list(dict.fromkeys(vector_name or ()))
 
     async def work(client: needle.Client) -> list[Document]:
-        return list(await client.get_many(ids, collection=collection, with_vectors=with_vectors))
+        more: dict[str, Any] = {"vectors": named} if named else {}
+        return list(await client.get_many(ids, collection=collection, with_vectors=with_vectors, **more))
 
     documents = run(cluster, work)
     if json:
         print_json(documents)
     else:
         expire = any(document.expires_at for document in documents)
-        rows = table(
-            "id", "version", *(["expires at"] if expire else []), "metadata", *(["vector"] if with_vectors else [])
-        )
+        vectors = [*(["vector"] if with_vectors else []), *named]
+        rows = table("id", "version", *(["expires at"] if expire else []), "metadata", *vectors)
         for document in documents:
             until = [document.expires_at or "never"] if expire else []
             row = [visible(document.id), str(document.version), *until, brief(document.metadata, 400)]
-            rows.add_row(*row, *([_brief_vector(document.vector)] if with_vectors else []))
+            held = [(document.vectors or {}).get(name) for name in named]
+            shown = [*([document.vector] if with_vectors else []), *held]
+            rows.add_row(*row, *("" if one is None else _brief_vector(one) for one in shown))
         console.print(rows)
     missing = sorted(set(ids) - {document.id for document in documents})
     if missing:

@@ -45,7 +45,7 @@ Lines = Annotated[bool, typer.Option("--json", help="Print a JSON object a line,
 
 
 def changes(
-    collection: Annotated[str, typer.Argument(help="Name of the collection.")] = "default",
+    collection: Annotated[str, typer.Argument(metavar="COLLECTION", help="Name of the collection.")] = "default",
     since: Annotated[
         str,
         typer.Option("--since", help="now; start: all documents first; or a token that --json told: behind that."),
@@ -141,9 +141,10 @@ async def _tell(feed: Changes, what: str, limit: int, *, json: bool) -> None:
             notes.print(f"{what}; Ctrl-C ends it", markup=False)
         async for change in feed:
             _print(change, feed.token, json=json)
-            told += change.kind not in _ENDS
-            if told == limit:
-                return
+            if change.kind not in _ENDS:
+                told += 1
+                if told == limit:
+                    return
 
 
 def _print(change: Change, token: str, *, json: bool) -> None:

@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.text import Text
 
 import needle
-from needle.base.dtypes import DType
+from needle.base.dtypes import DType, VectorForm
 from needle.base.errors import CollectionNotFound, InvalidArgument
 from needle.base.model import Metric
 from needle.cli.common import (
@@ -38,9 +38,10 @@ from needle.cli.common import (
     visible,
 )
 from needle.cli.imports.comparing import kinds_of
-from needle.cli.imports.copying import Report, Target, compare, copy
+from needle.cli.imports.copying import Report, Target, check_no_others, compare, copy
 from needle.cli.imports.opening import open_source
 from needle.cli.imports.source import KEY_VARIABLE, Asked, Source
+from needle.cli.inputs import check_record
 from needle.client.naming import CollectionDescription
 
 
@@ -80,8 +81,9 @@ def import_(
     """Copy a file's or another database's documents into a collection, and compare both afterwards.
 
     The collection is created if it is not there. What is in it already as in the source is not written again: after an
-    interruption the same command goes on. Exit code 1 if the comparison finds a difference. The source's API key, or
-    the password of its database, is taken from NEEDLE_SOURCE_API_KEY.
+    interruption the same command goes on. A document that is there and different is replaced. A collection that holds
+    documents under other ids is refused before anything is written, without --add. Exit code 1 if the comparison finds
+    a difference. The source's API key, or the password of its database, is taken from NEEDLE_SOURCE_API_KEY.
     """
     key = os.environ.get(KEY_VARIABLE) or None
     with closing(open_source(Asked(source, from_collection, vector, id, ids, key, batch))) as opened:
@@ -118,15 +120,18 @@ def _imported(
         plan = _plan(opened, collection, there, used)
         if not quiet:
             _show_plan(source, plan)
+        named = {} if there is None else {name: one.metric for name, one in there.vectors.items()}
+        target = Target(client, collection, used, timeout, named)
+        held = there is not None and there.documents > 0
+        if held and not add:
+            await _checked(opened, target, quiet)
         if dry_run:
             return plan, None
         if there is None:
             await client.create_collection(
                 collection, dimensions=shape.dimensions, metric=used, if_absent=True, timeout=timeout
             )
-        named = {} if there is None else {name: one.metric for name, one in there.vectors.items()}
-        target = Target(client, collection, used, timeout, named)
-        copied = await _copied(opened, target, check=there is not None and there.documents > 0, add=add, quiet=quiet)
+        copied = await _copied(opened, target, check=held, add=add, quiet=quiet)
         return {**plan, **copied[0]}, copied[1]
 
     return run(cluster, work)
@@ -187,7 +192,10 @@ def _check_named(there: CollectionDescription | None, name: str, dimensions: int
 
 
 def _plan(source: Source, collection: str, there: CollectionDescription | None, metric: Metric) -> dict[str, Any]:
-    shape = source.shape
+    """Raises InvalidArgument for one of the first documents that no collection takes."""
+    shape, first = source.shape, next(source.batches(), [])
+    for record in first:  # what no collection takes is told by its line, and before one is made
+        check_record(record, VectorForm(shape.dimensions))
     return {
         "documents": shape.documents,
         "dimensions": shape.dimensions,
@@ -196,7 +204,7 @@ def _plan(source: Source, collection: str, there: CollectionDescription | None, 
         "creates": there is None,
         "held": 0 if there is None else there.documents,
         "mapping": dict(shape.mapped),
-        "metadata": kinds_of(next(source.batches(), [])),
+        "metadata": kinds_of(first),
     }
 
 
@@ -221,9 +229,7 @@ class _Rate(ProgressColumn):
         return Text("" if task.speed is None else f"{task.speed:,.0f}/s")
 
 
-async def _copied(
-    source: Source, target: Target, *, check: bool, add: bool, quiet: bool
-) -> tuple[dict[str, Any], Report]:
+def _progress(quiet: bool) -> Progress:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -232,18 +238,35 @@ async def _copied(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=notes, disable=quiet) as progress:
+    return Progress(*columns, console=notes, disable=quiet)
+
+
+async def _checked(source: Source, target: Target, quiet: bool) -> None:
+    """Raises InvalidArgument for a collection that holds other documents than the source's."""
+    with _progress(quiet) as progress:
+        task = progress.add_task("looked at", total=source.shape.documents)
+        await check_no_others(source, target, lambda more: progress.advance(task, more))
+
+
+async def _copied(
+    source: Source, target: Target, *, check: bool, add: bool, quiet: bool
+) -> tuple[dict[str, Any], Report]:
+    with _progress(quiet) as progress:
         task = progress.add_task("copied", total=source.shape.documents)
         started = time.perf_counter()
-        written, there = await copy(source, target, check=check, done=lambda more: progress.advance(task, more))
+        copied = await copy(source, target, check=check, done=lambda more: progress.advance(task, more))
         copying = time.perf_counter() - started
-        task = progress.add_task("compared", total=written + there)
+        settled = copied.written + copied.there
+        task = progress.add_task("compared", total=settled)
         report = await compare(source, target, add=add, done=lambda more: progress.advance(task, more))
     seconds = time.perf_counter() - started
-    told = {"written": written, "there": there, "copied_seconds": round(copying, 3), "seconds": round(seconds, 3)}
+    told = {**copied._asdict(), "copied_seconds": round(copying, 3), "seconds": round(seconds, 3)}
     if not quiet:
-        rate = (written + there) / max(copying, 1e-9)
-        text = f"{written} documents written, {there} were there: {copying:.1f} s, {rate:,.0f} a second"
+        rate = settled / max(copying, 1e-9)
+        text = f"{copied.written} documents written, {copied.there} were there: {copying:.1f} s, {rate:,.0f} a second"
+        notes.print(text, markup=False)
+    if not quiet and copied.replaced:
+        text = f"{copied.replaced} of the written took the place of what was there under their ids, and was different"
         notes.print(text, markup=False)
     return told, report
 

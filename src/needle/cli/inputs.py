@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from needle.base.dtypes import VectorForm
 from needle.base.errors import InvalidArgument, shown
 from needle.base.model import VectorSpec
 from needle.cli.exported import check_whole
@@ -69,19 +70,20 @@ def as_vector(value: object, where: str) -> NDArray[np.float32]:
         raise refuse(where, error.message) from None
 
 
-def check_record(record: Record, dimensions: int | None, named: Mapping[str, VectorSpec] | None = None) -> None:
+def check_record(record: Record, form: VectorForm | None, named: Mapping[str, VectorSpec] | None = None) -> None:
     """Raises InvalidArgument that names the line or row of a document that no collection takes, or none whose vectors
-    have this length. dimensions, named: of the collection, if they are known."""
+    are stored so. form, named: of the collection, if they are known."""
     where = record.where or record.id
     for name, vector in record.named.items() if named is not None else ():
         if (spec := (named or {}).get(name)) is None:
             allowed = ", ".join(map(repr, named or {})) or "the collection has no named vectors"
             raise refuse(where, f"vectors: {name!r} is not allowed: {allowed}")
-        if len(vector) != spec.dimensions:
+        if len(vector) not in spec.stored_as(name).form.lengths:
             text = f"the vector {name!r} has {len(vector)} numbers; those of the collection have {spec.dimensions}"
             raise refuse(where, text)
-    if dimensions is not None and len(record.vector) != dimensions:
-        raise refuse(where, f"the vector has {len(record.vector)} numbers; the collection's vectors have {dimensions}")
+    if form is not None and len(record.vector) not in form.lengths:
+        has = f"the vector has {len(record.vector)} numbers"
+        raise refuse(where, f"{has}; the collection's vectors have {form.dimensions}")
     try:
         check_id(record.id)
         metadata_bytes(record.metadata)
@@ -211,8 +213,11 @@ def _json_row(line: bytes, where: str) -> dict[str, Any]:
         row = json.loads(line.decode())
     except (ValueError, RecursionError) as error:
         raise refuse(where, f"not JSON: {error}") from None
-    if not isinstance(row, dict) or not isinstance(row.get("id"), str):
-        raise refuse(where, 'every line must be an object with a string "id"')
+    if not isinstance(row, dict):
+        raise refuse(where, f'{shown(row)} is not allowed: every line must be an object with a string "id"')
+    if not isinstance(row.get("id"), str):
+        has = f'"id" = {shown(row["id"])} is not allowed' if "id" in row else 'there is no "id"'
+        raise refuse(where, f'{has}: every line must be an object with a string "id"')
     if "vector" not in row and not isinstance(row.get("text"), str):
         raise refuse(where, 'every line must have a "vector" (list of numbers) or a "text" (string)')
     return row
@@ -223,7 +228,7 @@ def _open_npy(path: Path) -> NDArray[Any]:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise refuse(str(path), f"not a .npy file: {error}") from None
-    if array.ndim != 2 or array.dtype.kind not in "fiu":
+    if array.ndim != 2 or array.dtype.kind not in "fiub":
         raise refuse(str(path), f"must hold a 2-d array of numbers, not {array.dtype} of shape {array.shape}")
     return array
 

@@ -263,7 +263,7 @@ def _read(path: Path, node: str) -> Note:
 
 
 def status(
-    node: Annotated[str | None, typer.Argument(metavar="[NODE]", help="Only this node; default: all.")] = None,
+    node: Annotated[str | None, typer.Argument(metavar="NODE", help="Only this node; default: all.")] = None,
     cluster: Cluster = DEFAULT_CLUSTER,
     timeout: Timeout = 5.0,
     json: Json = False,

@@ -12,9 +12,12 @@ from typing import Annotated, Any, Final
 import needle
 from needle.base.errors import InvalidArgument
 from needle.cli.common import as_json
+from needle.client.values import metadata_bytes
 
 HITS_MAX: Final = 100
 DOCUMENTS_MAX: Final = 100
+ANSWER_BYTES_MAX: Final = 256 * 1024
+"""Of metadata, as JSON, in one answer: a hundred documents may have a hundred times 64 KiB."""
 
 Collection = Annotated[str, "Name or alias of the collection."]
 Where = Annotated[
@@ -81,7 +84,7 @@ class Tools:
             hits = await self._client.hybrid_search(vector, keywords, k, filter, **asked)
         else:
             hits = await self._client.search(vector, k, filter, keywords=keywords, **asked)
-        return [{"id": hit.id, "score": hit.score, "metadata": hit.metadata} for hit in hits]
+        return _bounded([{"id": hit.id, "score": hit.score, "metadata": hit.metadata} for hit in hits])
 
     async def get(
         self,
@@ -92,7 +95,7 @@ class Tools:
         """Documents by id. One that is not there is left out."""
         _check("ids", len(ids), DOCUMENTS_MAX)
         found = await self._client.get(ids, fields=fields, with_vectors=False, collection=collection)
-        return [_shown(one) for one in found]
+        return _bounded([_shown(one) for one in found])
 
     async def count(self, filter: Where = None, collection: Collection = "default") -> int:
         """How many documents match; all if there is no filter."""
@@ -109,7 +112,7 @@ class Tools:
         """A page of documents that match; `cursor` of the answer asks for the next one, and is null at the end."""
         _check("limit", limit, DOCUMENTS_MAX)
         page = await self._client.scan_page(filter, cursor=cursor, limit=limit, fields=fields, collection=collection)
-        return {"documents": [_shown(one) for one in page.documents], "cursor": page.cursor}
+        return {"documents": _bounded([_shown(one) for one in page.documents]), "cursor": page.cursor}
 
     async def insert(
         self,
@@ -154,6 +157,18 @@ class Tools:
 
 def _shown(document: needle.Document) -> dict[str, Any]:
     return {"id": document.id, "metadata": document.metadata, "version": document.version}
+
+
+def _bounded(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same. Raises InvalidArgument for more than an answer may have."""
+    size = sum(len(metadata_bytes(one["metadata"])) for one in documents)
+    if size > ANSWER_BYTES_MAX:
+        raise InvalidArgument(
+            f"the answer would have {size} bytes of metadata in {len(documents)} documents, and at most "
+            f"{ANSWER_BYTES_MAX} are given: ask for fewer documents, or name the `fields` that are wanted",
+            field="fields", size=size, limit=ANSWER_BYTES_MAX,
+        )  # fmt: skip
+    return documents
 
 
 def _of_integers(sparse: dict[str, list[float]]) -> dict[str, list[float]]:

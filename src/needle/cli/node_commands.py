@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Annotated
+from collections.abc import Awaitable, Callable
+from typing import Annotated, TypeVar
 
 import typer
 
 import needle
 from needle.base.config import refuse
-from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, Unavailable
+from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, RebalanceEnded, Unavailable
 from needle.base.ids import NodeId
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, notes, print_json, run
 from needle.cli.node_list import without_shards
@@ -33,9 +34,13 @@ from needle.cli.rebalance_commands import (
 )
 from needle.client.everywhere import without
 from needle.client.replacing import not_replaced, replaced_in_words, took_over
+from needle.routing.copy_rates import MEASURED_ELSEWHERE, CopyRates
 from needle.routing.jobs import JobState, Progress, RebalanceConfig, check_over
-from needle.routing.plans import Plan, Wish
+from needle.routing.planned_moves import MoveReplicas
+from needle.routing.plans import Plan, Replacement, Wish
 from needle.routing.topology import NodeState, Topology
+
+T = TypeVar("T")
 
 LOOK_SECONDS = 0.1
 ASK_SECONDS = 5.0
@@ -90,7 +95,7 @@ def add(
 
 async def _joined(client: needle.Client, node: NodeId, timeout: float) -> None:
     deadline = time.monotonic() + timeout
-    now = await _confirmed(client)
+    now = await _until_answered(lambda: _confirmed(client), deadline)
     if node not in now.addresses() and now.node(node) is None:
         nodes = ", ".join(now.addresses())
         notes.print(f"{node} has not joined yet (nodes are {nodes}); waiting up to {timeout:g} s", markup=False)
@@ -103,16 +108,19 @@ async def _joined(client: needle.Client, node: NodeId, timeout: float) -> None:
                 f"--join and the address of a node; nodes are {', '.join(now.addresses())}"
             )
         await asyncio.sleep(LOOK_SECONDS)
-        now = await _confirmed(client)
+        now = await _until_answered(lambda: _confirmed(client), deadline)
+    await _until_answered(lambda: client.describe_node(node, timeout=ASK_SECONDS), deadline)
+
+
+async def _until_answered(ask: Callable[[], Awaitable[T]], deadline: float) -> T:
+    """What is asked, again until it is answered or the time is up. Raises what will not be otherwise later."""
     while True:
         try:
-            await client.describe_node(node, timeout=ASK_SECONDS)
+            return await ask()
         except NeedleError as error:
             if time.monotonic() > deadline or not error.retryable:
                 raise
-            await asyncio.sleep(LOOK_SECONDS)
-        else:
-            return
+        await asyncio.sleep(LOOK_SECONDS)
 
 
 def drain(
@@ -202,7 +210,8 @@ def remove(
                 id_ = await _emptying(client, node, config)
             ended = await followed(client, id_, False, json, deadline)
             if ended.state is not JobState.DONE:
-                raise Unavailable(f"rebalance {id_} is {ended.state}: {ended.why or 'somebody ended it'}")
+                why = f"rebalance {id_} is {ended.state}: {ended.why or 'somebody ended it'}"
+                raise RebalanceEnded(why, id=id_, state=ended.state.value)
         await client.remove_node(node, timeout=max(1.0, deadline - time.monotonic()))
 
     run(cluster, work)
@@ -223,13 +232,19 @@ def _emptying_now(now: Topology, node: NodeId) -> int | None:
 
 
 def _check_taken(node: NodeId, plan: Plan) -> None:
+    """Raises InvalidArgument for what can never be, Unavailable for what cannot be now."""
+    if plan.beyond_help:
+        raise InvalidArgument(f"{node} cannot be removed: {'; '.join(plan.beyond_help)}", field="node")
     if plan.unmet:
         why = "; ".join(plan.unmet)
-        raise Unavailable(f"{node} holds what no other node can take: {why}. --fewer-replicas does without")
+        raise Unavailable(
+            f"{node} holds what no other node can take: {why}. --fewer-replicas does without, "
+            "where its shards have leaders"
+        )
 
 
 async def _emptying(client: needle.Client, node: NodeId, config: RebalanceConfig) -> int:
-    """Have others take over what a node holds; the rebalance that does. Raises Unavailable if they cannot."""
+    """Have others take over what a node holds; the rebalance that does. Raises as `_check_taken`."""
     wish = await without(client, node)
     _check_taken(node, await client.plan_rebalance(wish))
     return await (client.start_rebalance(config, wish=wish) if wish.lost else client.drain_node(node, config))
@@ -251,10 +266,11 @@ def replace(
     `needle rebalance` shows how far it is, pauses and cancels it, and the same command goes on watching."""
     config, deadline = pace(moves, batch, throttle), time.monotonic() + timeout
     run(cluster, lambda client: _joined(client, new, min(timeout, JOIN_SECONDS)))
+    run(cluster, lambda client: _check_order(client, old, new))
     if dry_run:
-        moved = run(cluster, lambda client: client.plan_replacement(old, new))
+        moved, rates = run(cluster, lambda client: _planned_replacement(client, old, new))
         then = f"then {old} is forgotten" if moved else f"nothing has to move to {new}; {old} is forgotten"
-        show_moves(moved, json, config, then)
+        show_moves(moved, json, config, then, rates)
         return
 
     async def work(client: needle.Client) -> tuple[Progress, Topology] | None:
@@ -274,12 +290,39 @@ def replace(
             show_progress(found, json)
             return
         if found.state is not JobState.DONE:
-            raise Unavailable(not_replaced(found, old))
+            raise not_replaced(found, old)
         by = new if took_over(now, found.id, new) else None
         told = f"{replaced_in_words(now, found.id, old, new)}\n"
     if json:
         print_json({"removed": old, "replaced_by": by})
     notes.print(f"{told}stop {old} and delete its data directory", markup=False, soft_wrap=True)
+
+
+async def _check_order(client: needle.Client, old: NodeId, new: NodeId) -> None:
+    """Raises InvalidArgument if the two are meant the other way round, as far as one can tell: what is asked for would
+    forget the new node for good, and keep the old one."""
+    now = await _confirmed(client)
+    known = now.node(old)
+    holds = {node: bool(now.hosted_by(node)) or node in now.catalog for node in (old, new)}
+    if known is None or known.state is not NodeState.ACTIVE or holds[old] or not holds[new]:
+        return
+    try:
+        who = await client.describe_node(old, timeout=ASK_SECONDS)
+    except NeedleError:  # it is dead, and the cluster has healed
+        return
+    if not who.lost:
+        raise InvalidArgument(
+            f"{old} runs and holds nothing, and {new} holds something: `needle node replace {new} {old}` puts that on "
+            f"{old}, `needle node remove {old}` has the cluster forget {old}",
+            field="OLD",
+        )
+
+
+async def _planned_replacement(client: needle.Client, old: NodeId, new: NodeId) -> tuple[list[MoveReplicas], CopyRates]:
+    """What would move, and how fast this cluster's latest moves copied."""
+    if not (moved := await client.plan_replacement(old, new)):
+        return moved, MEASURED_ELSEWHERE
+    return moved, (await client.plan_rebalance(Wish(replace=Replacement(old=old, new=new)))).rates
 
 
 async def _confirmed(client: needle.Client) -> Topology:

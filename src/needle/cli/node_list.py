@@ -13,6 +13,7 @@ from needle.base.ids import NodeId
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, as_json, console, notes, print_json, run, table
 from needle.client.client import Client
 from needle.client.health import lost_nodes
+from needle.routing.replication import taking
 from needle.routing.topology import NodeInfo, NodeState, Topology
 
 STATUS_TIMEOUT = 2.0
@@ -57,8 +58,8 @@ def list_(cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
 
 
 def usable_without_shards(now: Topology) -> list[NodeId]:
-    """The nodes that hold no shard and would get some; not those that are to be emptied."""
-    return [info.id for info in now.nodes if info.state is NodeState.ACTIVE and not now.hosted_by(info.id)]
+    """The nodes that hold no shard and would get some; not those that are to be emptied, or have weight 0."""
+    return [node for node in taking(now) if not now.hosted_by(node)]
 
 
 def without_shards(now: Topology, idle: Sequence[NodeId]) -> str:

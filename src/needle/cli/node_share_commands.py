@@ -39,24 +39,27 @@ def weight(
         share = None if weight == "own" else float(weight)
     except ValueError:
         raise refuse("WEIGHT", weight, "a number from 0 to 1000, or own") from None
-    config = pace(moves, batch, throttle)
+    config, own = pace(moves, batch, throttle), share
 
     async def planned(client: needle.Client) -> Plan:
-        said = (await client.describe_node(node, timeout=timeout)).weight if share is None else share
-        return await client.plan_rebalance(Wish(weights={node: said}), timeout=timeout)
+        nonlocal own
+        own = (await client.describe_node(node, timeout=timeout)).weight if share is None else share
+        return await client.plan_rebalance(Wish(weights={node: own}), timeout=timeout)
 
     async def start(client: needle.Client) -> int:
         id_ = await client.rebalance_by_weight(node, share, config, timeout=timeout)
         notes.print(f"the weight of {node} is {'its own' if share is None else weight} from now on", markup=False)
         return id_
 
-    refused = not_emptied if share == 0 else Plan.missing
+    def refused(made: Plan) -> str:
+        return not_emptied(made) if own == 0 else made.missing()
+
     carry_out(cluster, planned, start, config, dry_run, no_wait, json, refused)
 
 
 def zone(
     node: Node,
-    zone: Annotated[str | None, typer.Argument(metavar="[ZONE]", help="Its failure domain, such as its rack.")] = None,
+    zone: Annotated[str | None, typer.Argument(metavar="ZONE", help="Its failure domain, such as its rack.")] = None,
     own: Annotated[bool, typer.Option("--own", help="The zone in its own settings counts again.")] = False,
     dry_run: DryRun = False,
     moves: Moves = 10,

@@ -63,7 +63,7 @@ def plan(
         print_json({**as_json(found), "used_disk": found.used_disk, "kinds": others})
         return
     rows = table("", "needed", "")
-    for what, needed, why in _lines(found):
+    for what, needed, why in _lines(found, chosen=shards is not None):
         rows.add_row(what, needed, why)
     console.print(rows)
     console.print(_of_kinds(kinds))
@@ -87,18 +87,21 @@ def _of_kinds(kinds: list[Sizing]) -> Table:
 
 
 def _counted(option: str, text: str, units: dict[str, int], allowed: str) -> int:
-    match = re.fullmatch(r"([0-9][0-9_,]*(?:\.[0-9]+)?) ?([A-Za-z]*)", text.strip())
+    grouped = r"(?:[0-9]{1,3}(?:[,_][0-9]{3})+|[0-9]+)"  # else 1,5M, where people write decimals so, would be 15M
+    match = re.fullmatch(rf"({grouped}(?:\.[0-9]+)?) ?([A-Za-z]*)", text.strip())
     if match is None or match[2].lower() not in units or len(text) > 40:
         raise refuse(option, text, allowed)
     return round(float(match[1].replace(",", "").replace("_", "")) * units[match[2].lower()])
 
 
-def _lines(found: Sizing) -> list[tuple[str, str, str]]:
-    """What is needed, and why."""
-    guide = found.guide_shards
+def _lines(found: Sizing, *, chosen: bool) -> list[tuple[str, str, str]]:
+    """What is needed, and why. chosen: the number of shards was given."""
+    guide, room = found.guide_shards, found.memory_per_node
     many = f"the guide has {guide} for {found.vectors:,} vectors"
-    if found.memory_per_node is not None and found.shards > guide:
-        many += f"; more, so that one fits into {size_in_words(found.memory_per_node)}"
+    if room is not None and chosen and found.memory > room:
+        many += f"; one of so many does not fit into {size_in_words(room)}"
+    elif room is not None and not chosen and found.shards > guide:
+        many += f"; more, so that one fits into {size_in_words(room)}"
     built = f"{size_in_words(found.building_memory)} while an index file is built; a fifth stays free"
     parts = [("documents", found.documents), ("index files", found.index), ("log", found.log)]
     kept = ", ".join(f"{name} {size_in_words(size)}" for name, size in parts)

@@ -16,7 +16,7 @@ import typer
 
 import needle
 from needle.base.config import refuse
-from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, Unavailable
+from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, RebalanceEnded, Unavailable
 from needle.cli.common import (
     DEFAULT_CLUSTER,
     Cluster,
@@ -29,6 +29,9 @@ from needle.cli.common import (
     run,
     table,
 )
+from needle.cli.expected import expected_in_words, rates_in_words
+from needle.client.rebalancing import still_emptied, without_keys
+from needle.routing.copy_rates import MEASURED_ELSEWHERE, CopyRates
 from needle.routing.jobs import JobState, Progress, RebalanceConfig, check_over
 from needle.routing.pace import expected_seconds
 from needle.routing.planned_moves import MoveReplicas, PreferLeader, size_in_words
@@ -141,7 +144,7 @@ def plan(
 
 def show_plan(made: Plan, json: bool, config: RebalanceConfig) -> None:
     """config: the pace by which it says how long that takes."""
-    seconds = expected_seconds(made.moves, config)
+    seconds = expected_seconds(made.moves, config, made.rates)
     if json:
         sums = {"bytes": made.bytes, "documents": made.documents, "ratio": made.ratio, "seconds": seconds}
         print_json({**as_json(made), **sums})
@@ -149,14 +152,18 @@ def show_plan(made: Plan, json: bool, config: RebalanceConfig) -> None:
     for line in made.in_words():
         console.print(line, soft_wrap=True)
     if made.moves:
-        console.print(expected_in_words(seconds))
+        console.print(f"{expected_in_words(seconds)}{rates_in_words(made.moves, made.rates)}", soft_wrap=True)
 
 
 def show_moves(
-    moves: Sequence[MoveReplicas | PreferLeader], json: bool, config: RebalanceConfig, then: str = ""
+    moves: Sequence[MoveReplicas | PreferLeader],
+    json: bool,
+    config: RebalanceConfig,
+    then: str = "",
+    rates: CopyRates = MEASURED_ELSEWHERE,
 ) -> None:
-    """Moves of groups alone. then: what follows them, for people."""
-    seconds, size = expected_seconds(moves, config), sum(move.bytes for move in moves)
+    """Moves of groups alone. then: what follows them, for people. rates: as of a plan."""
+    seconds, size = expected_seconds(moves, config, rates), sum(move.bytes for move in moves)
     if json:
         documents = sum(move.documents for move in moves)
         print_json({"moves": as_json(moves), "bytes": size, "documents": documents, "seconds": seconds})
@@ -164,22 +171,17 @@ def show_moves(
     for number, move in enumerate(moves, 1):
         console.print(f"{number}. {move.in_words()}", soft_wrap=True)
     if moves:
-        console.print(f"{len(moves)} moves copy {size_in_words(size)}; {expected_in_words(seconds)}")
+        told = f"{expected_in_words(seconds)}{rates_in_words(moves, rates)}"
+        console.print(f"{len(moves)} moves copy {size_in_words(size)}; {told}", soft_wrap=True)
     if then or not moves:
         console.print(then or "nothing has to move")
-
-
-def expected_in_words(seconds: float) -> str:
-    """How long a plan takes, for people."""
-    amount = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else None
-    return f"takes about {amount or f'{seconds / 3600:.1f} h'} at this pace"
 
 
 def rebalance(
     id_: Annotated[
         int | None,
         typer.Argument(
-            metavar="[ID]",
+            metavar="ID",
             min=1,
             help="Which rebalance, with --status one of the last 17; by default the last. Only with --status, --pause, "
             "--resume and --cancel.",
@@ -250,6 +252,16 @@ def _ask(what: str, id_: int | None, cluster: str, timeout: float) -> None:
     async def work(client: needle.Client) -> None:
         asks = {"pause": client.pause_rebalance, "resume": client.resume_rebalance, "cancel": client.cancel_rebalance}
         await asks[what](id_, timeout=timeout)
+        if what == "cancel":
+            now = await client.refresh_topology(confirmed=True, timeout=timeout)
+            for node in still_emptied(now):
+                again = f"`needle node drain --undo {node}` has it used again"
+                notes.print(
+                    f"{node} is to be emptied still, and gets nothing new: {again}", markup=False, soft_wrap=True
+                )
+            for shard in without_keys(now):
+                how = f"`needle rebalance` gives it its share, `needle shard remove {shard}` takes it away"
+                notes.print(f"shard {shard} stays, and owns no keys: {how}", markup=False, soft_wrap=True)
 
     run(cluster, work)
 
@@ -293,12 +305,14 @@ def carry_out(
 
 
 def _check_ended(found: Progress) -> None:
-    """Raises Unavailable for one that is over without having done its work: what comes next in a script, as stopping a
-    node, must not go on."""
+    """Raises RebalanceEnded for one that is over without having done its work: what comes next in a script, as stopping
+    a node, must not go on."""
     if found.state is JobState.FAILED:
-        raise Unavailable(f"rebalance {found.id} has failed: {found.why}")
+        raise RebalanceEnded(f"rebalance {found.id} has failed: {found.why}", id=found.id, state=found.state.value)
     if found.state is JobState.CANCELLED:
-        raise Unavailable(f"rebalance {found.id} was cancelled: what was not moved yet stays where it was")
+        why = f": {found.why}" if found.why else ""
+        told = f"rebalance {found.id} was cancelled{why}; what was not moved yet stays where it was"
+        raise RebalanceEnded(told, id=found.id, state=found.state.value)
 
 
 def _show_only(
@@ -319,7 +333,8 @@ def _show_only(
     if goes_on(now):
         return
     if why := refused(made):
-        raise Unavailable(f"it would be refused now: {why}")
+        kind = InvalidArgument if made.beyond_help else Unavailable  # what can never be is no matter of now
+        raise kind(f"it would be refused{'' if made.beyond_help else ' now'}: {why}")
     check_over(now.rebalance)
 
 

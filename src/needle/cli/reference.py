@@ -48,7 +48,7 @@ def example(command: Any) -> str:
 def _option_line(parameter: Any) -> str:
     names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
     if parameter.param_type_name == "argument":
-        names = f"`{str(parameter.metavar).strip('[]')}`"
+        names = f"`{parameter.metavar}{'...' if parameter.nargs != 1 else ''}`"
     facts = ["required"] if parameter.required else []
     if parameter.default not in (None, False, [], ()) and not parameter.required:
         facts.append(f"default `{getattr(parameter.default, 'value', parameter.default)}`")

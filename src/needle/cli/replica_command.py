@@ -37,7 +37,7 @@ STATUS_SECONDS = 2.0
 def replicas(
     shard: ShardOrCatalog,
     nodes: Annotated[
-        list[str], typer.Argument(metavar="NODE...", help="All nodes that hold it from now on, preferred leader first.")
+        list[str], typer.Argument(metavar="NODE", help="All nodes that hold it from now on, preferred leader first.")
     ],
     dry_run: DryRun = False,
     no_wait: Annotated[

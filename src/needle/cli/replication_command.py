@@ -18,7 +18,7 @@ from needle.routing.topology import Topology
 def replication_factor(
     replicas: Annotated[
         int | None,
-        typer.Argument(metavar="[N]", help="Replicas of each shard, 1 to 7. Left out: print what it is."),
+        typer.Argument(metavar="N", help="Replicas of each shard, 1 to 7. Left out: print what it is."),
     ] = None,
     dry_run: DryRun = False,
     moves: Moves = 10,

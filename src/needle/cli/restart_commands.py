@@ -24,9 +24,7 @@ PLACES = ("{node}", "{address}", "{host}")
 
 
 def rolling_restart(
-    nodes: Annotated[
-        list[str] | None, typer.Argument(metavar="[NODE]...", help="Only these nodes; default: all.")
-    ] = None,
+    nodes: Annotated[list[str] | None, typer.Argument(metavar="NODE", help="Only these nodes; default: all.")] = None,
     command: Annotated[
         str | None,
         typer.Option(
@@ -113,4 +111,7 @@ async def _ran(command: str, node: NodeId, timeout: float) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     if code:
-        raise Unavailable(f"{command!r} has ended with {code}; {node} is in maintenance, and no other was restarted")
+        raise Unavailable(
+            f"{command!r} has ended with {code}; {node} is in maintenance, and no other node is restarted: once it "
+            f"runs, `needle maintenance exit {node}`, then repeat this"
+        )

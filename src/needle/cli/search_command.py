@@ -60,26 +60,33 @@ VectorFile = Annotated[
 VectorName = Annotated[
     str | None, typer.Option("--vector-name", help="Search this named vector of the documents, not the one without.")
 ]
+Keywords = Annotated[
+    str | None, typer.Option("--keywords", help="Find documents that have these words, where there is a text.")
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="NEAR,WORDS",
+        help="Of a search by several: how much the ranks by nearness, --keywords and --sparse count; as 1,0.5.",
+    ),
+]
+Pool = Annotated[
+    int | None,
+    typer.Option("--pool", min=1, help="With --diversify, or of each list of a search by several: its size."),
+]
+EfSearch = Annotated[int, typer.Option("--ef-search", min=0, help="Effort of the index; 0: what the collection says.")]
 MinScore = Annotated[float | None, typer.Option("--min-score", help="Leave out hits that score less.")]
 
 
 def search(
     words: Words = None,
     vector: VectorFile = None,
-    keywords: Annotated[
-        str | None, typer.Option("--keywords", help="Find documents that have these words, where there is a text.")
-    ] = None,
+    keywords: Keywords = None,
     sparse: Sparse = None,
     like: Like = None,
     vector_name: VectorName = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            "--weights",
-            metavar="NEAR,WORDS",
-            help="Of a search by several: how much the ranks by nearness, --keywords and --sparse count; as 1,0.5.",
-        ),
-    ] = None,
+    weights: Weights = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many hits.")] = 10,
     offset: Offset = 0,
     mode: Annotated[ReadMode, typer.Option("--mode", help="What the read promises.")] = ReadMode.STRONG,
@@ -90,9 +97,11 @@ def search(
     group_by: GroupBy = None,
     group_size: Annotated[int, typer.Option("--group-size", min=1, help="How many of each with --group-by.")] = 1,
     diversify: Diversify = None,
+    pool: Pool = None,
     order_by: OrderBy = None,
     descending: Annotated[bool, typer.Option("--descending", help="From the greatest value of --order-by.")] = False,
     exact: Annotated[bool, typer.Option("--exact", help="Score every vector instead of using the index.")] = False,
+    ef_search: EfSearch = 0,
     explain: Annotated[bool, typer.Option("--explain", help="Also show how each shard found them.")] = False,
     collection: Collection = "default",
     cluster: Cluster = DEFAULT_CLUSTER,
@@ -112,7 +121,8 @@ def search(
     few = filter_option("--sparse", sparse, SPARSE)
     where = {"mode": mode, "collection": collection, "timeout": timeout, "text": words, "like": like, "sparse": few}
     shown = {
-        "offset": offset, "fields": paths_option(fields), "exact": exact, "explain": explain, "vector_name": vector_name
+        "offset": offset, "fields": paths_option(fields), "exact": exact, "explain": explain,
+        "vector_name": vector_name, "pool": pool, "ef_search": ef_search,
     }  # fmt: skip
     asked = _fusion(narrow, weights, lists) if lists > 1 else _no_fusion(narrow, weights)
     condition, query = filter_option("--filter", filter), None if vector is None else read_query_vector(vector)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -13,7 +12,9 @@ import typer
 
 from needle.base.config import SETTINGS, RaftConfig
 from needle.base.schema import Setting, json_schema
-from needle.server.process.config_file import read_file, resolve, secret_file
+from needle.cli.starting import start
+
+EXAMPLE = "needle serve --config node-1.toml"
 
 
 def serve(
@@ -27,11 +28,7 @@ def serve(
     A setting on the command line wins over the environment (NEEDLE_DATA_DIR, NEEDLE_SEGMENTS_SEAL_ROWS and so on), that
     over the file, that over the default.
     """
-    from needle.server.process.main import serve as serve_node  # what a node needs takes half a second to load
-
-    options = {path: given[_parameter_name(path)] for path in SETTINGS}
-    file = read_file(config) if config else {}
-    serve_node(resolve(file, os.environ, options), secret_file=secret_file(config, file))
+    start(config, {path: given[_parameter_name(path)] for path in SETTINGS})
 
 
 def schema() -> None:

@@ -17,7 +17,7 @@ import typer
 import needle
 from needle.base.config import check_range
 from needle.base.errors import Forbidden, NeedleError
-from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, as_json, print_json, run
+from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, as_json, notes, print_json, run
 from needle.cli.rebalance_commands import key_in_words
 from needle.client.activity import Activity, CallsNow, MoveNow, NodeNow, ShardNow
 from needle.client.alerts import CRITICAL
@@ -54,12 +54,20 @@ def top(
             except NeedleError as error:
                 if once:
                     raise
-                _write([f"no answer: {error.message}"], live)
+                say_silent(f"no answer: {error.message}", json=json, live=live)
             if once:
                 return
             await asyncio.sleep(every)
 
     run(cluster, work)
+
+
+def say_silent(text: str, *, json: bool, live: bool) -> None:
+    """In the place of a frame; of a program only documents are on standard output."""
+    if json:
+        notes.print(text, markup=False, soft_wrap=True)
+    else:
+        _write([text], live)
 
 
 def _show(now: Activity, json: bool, live: bool) -> None:

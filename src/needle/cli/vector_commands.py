@@ -10,7 +10,7 @@ import typer
 import needle
 from needle.base.dtypes import DType
 from needle.base.errors import InvalidArgument
-from needle.base.model import INDEX_WORDS, Metric, VectorSpec
+from needle.base.model import INDEX_WORDS, Metric, VectorSpec, metrics_of
 from needle.cli.collection_commands import Name
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, notes, run
 from needle.client.values import check_index
@@ -23,7 +23,10 @@ def add_vector(
     name: Name,
     vector: Vector,
     dimensions: Annotated[int, typer.Option("--dimensions", min=1, help="Length of these vectors.")],
-    metric: Annotated[Metric, typer.Option("--metric", help="How distance is measured.")] = Metric.COSINE,
+    metric: Annotated[
+        Metric | None,
+        typer.Option("--metric", help="How distance is measured: cosine if none is named, hamming for bits."),
+    ] = None,
     kind: Annotated[
         str | None, typer.Option("--index", metavar="KIND[:PRESET]", help=f"Of these vectors: {INDEX_WORDS}. (hnsw)")
     ] = None,
@@ -31,7 +34,9 @@ def add_vector(
     cluster: Cluster = DEFAULT_CLUSTER,
 ) -> None:
     """Let documents have a further vector, of this name. Those that are there get it when they are updated."""
-    spec = VectorSpec(dimensions=dimensions, metric=metric, index=check_index(kind), dtype=dtype)
+    spec = VectorSpec(
+        dimensions=dimensions, metric=metric or metrics_of(dtype)[0], index=check_index(kind), dtype=dtype
+    )
 
     async def work(client: needle.Client) -> None:
         await client.add_vector(name, vector, spec)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, Unavailable, invalid
+from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, Unavailable
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.client.shards import ClusterShards
+from needle.client.values import check_ids
 from needle.protocol.catalog_commands import AssignReplicas
 from needle.routing.meant import HOW_MADE
 
@@ -27,11 +28,7 @@ async def assign(
     Raises InvalidArgument for nodes that the cluster does not have, or when another command assigns others meanwhile;
     DeadlineExceeded when it takes longer than `timeout` seconds, with what it waits for: the cluster goes on with it.
     """
-    if isinstance(nodes, str):
-        raise InvalidArgument("nodes is a list of node ids, not one string", field="nodes")
-    wanted, loop = list(nodes), asyncio.get_running_loop()
-    if not all(isinstance(node, str) and node for node in wanted):
-        raise invalid("nodes", wanted, "node ids")
+    wanted, loop = check_ids(nodes, "nodes", "a list of ids of nodes"), asyncio.get_running_loop()
     deadline = loop.time() + timeout
     holders = (await shards.confirmed(timeout)).holders(group)
     if holders is None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from needle.base.errors import OutcomeUnknown, StaleEpoch, told_version
+from needle.base.errors import OutcomeUnknown, StaleEpoch
 from needle.base.ids import GroupId
 from needle.base.parts import Body
 from needle.client.asking import asking
 from needle.client.attempts import Attempts
 from needle.client.group import MakeBody
-from needle.client.known_topology import KnownTopology
+from needle.client.known_topology import KnownTopology, told_version
 from needle.client.meaning import meant
 from needle.protocol import calls
 from needle.protocol.commands import DOCUMENT_WRITES, Command, encode_body

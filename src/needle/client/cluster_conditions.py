@@ -41,10 +41,11 @@ from needle.client.health import (
     judge,
     leading,
     lost_nodes,
+    missing_of,
     not_wanted,
 )
+from needle.client.missing_replicas import who_replaces
 from needle.protocol.peer_calls import ClockLevels, FlushLevels, MemoryRoom, WhoAnswer
-from needle.routing.gone import too_many
 from needle.routing.jobs import JobState
 from needle.routing.planned_moves import MoveReplicas
 from needle.routing.plans import CATALOG
@@ -95,11 +96,9 @@ async def look(client: Asked, timeout: float) -> Seen:
     health = judge(topology, replicas)
     found: list[Condition] = []
     if topology.settings is not None:
-        counted = {info.id for info in topology.nodes if not info.maintenance} & topology.addresses().keys()
-        lacking = who_replaces(topology, counted - told.keys())
-        found = [*of_shards(topology, health, replicas, lacking), *led]
+        found = [*of_shards(topology, health, replicas, told), *led]
         found += catalog_conditions(views(holders).get(CATALOG, []), lost_nodes(replicas))
-        found += of_catalog_replicas(topology, holders, lacking)
+        found += of_catalog_replicas(topology, holders, told)
         found += [*uneven(health), *of_nodes(topology, told), *map(_expired, expired)]
         found += of_rebalance(topology, found, told)
     seen = Seen(health=health, replicas=replicas, catalog=holders, told=told)
@@ -170,16 +169,6 @@ async def _of_catalog(client: Asked, timeout: float) -> list[Condition]:
     return [holds("NeedleReplicasNotInPlace", f"catalog: {status.waits_for}", GOES_ON)]
 
 
-def who_replaces(topology: Topology, silent: Collection[NodeId]) -> str:
-    """What to do about missing replicas. silent: the nodes that do not answer."""
-    if too_many(topology, silent):
-        return (
-            "bring its nodes back, or `needle node replace` them: half of the nodes or more do not answer, so the "
-            "cluster replaces none by itself"
-        )
-    return "bring its nodes back, or `needle node replace` them; after replace_after the cluster does"
-
-
 MORE = (
     "`needle rebalance` gives it more, if there are nodes for them; if so few are meant, `needle cluster "
     "replication-factor` says so"
@@ -196,9 +185,9 @@ def _paused(topology: Topology) -> set[int]:
 
 
 def of_shards(
-    topology: Topology, health: ClusterHealth, replicas: Sequence[ReplicaStatus], lacking: str
+    topology: Topology, health: ClusterHealth, replicas: Sequence[ReplicaStatus], told: Collection[NodeId]
 ) -> list[Condition]:
-    """lacking: what to do about missing replicas."""
+    """told: the nodes that answer."""
     shards = [info.shard for info in topology.serving]
     resting, held = [info.id for info in topology.nodes if info.maintenance], views(replicas)
     found = [
@@ -211,26 +200,30 @@ def of_shards(
             maintenance=resting,
         )
     ]
-    paused = _paused(topology)
+    paused, grouped = _paused(topology), by_shard(replicas)
     for number in health.under_replicated:
         shard, info = health.shards[number], topology.shards[number]
         fewer = not_wanted(info, topology.replication_factor)
         if shard.leader is not None:
             count = len(info.wanted) + fewer
             subject = f"shard {number} has {count - shard.missing_replicas} of {count} replicas"
-            remedy = MORE if fewer == shard.missing_replicas else lacking
+            missing = missing_of(info, grouped.get(number, []))
+            remedy = who_replaces(topology, told, info.wanted, missing) if missing else MORE
             found.append(holds("NeedleUnderReplicated", subject, RESUME if number in paused else remedy))
     return found
 
 
-def of_catalog_replicas(topology: Topology, replicas: Sequence[ReplicaStatus], lacking: str) -> list[Condition]:
-    """Whether the catalog lacks replicas, while it has a leader: without one that is told. lacking: what to do."""
+def of_catalog_replicas(
+    topology: Topology, replicas: Sequence[ReplicaStatus], told: Collection[NodeId]
+) -> list[Condition]:
+    """Whether the catalog lacks replicas, while it has a leader: without one that is told. told: as above."""
     missing = catalog_lacks(topology, replicas)
     holders = topology.holders(CATALOG_GROUP)
     if not missing or holders is None or leading(replicas) is None:
         return []
     count = len(holders.wanted)
-    return [holds("NeedleUnderReplicated", f"the catalog has {count - missing} of {count} replicas", lacking)]
+    subject = f"the catalog has {count - len(missing)} of {count} replicas"
+    return [holds("NeedleUnderReplicated", subject, who_replaces(topology, told, holders.wanted, missing))]
 
 
 def uneven(health: ClusterHealth) -> list[Condition]:
@@ -298,7 +291,8 @@ def _memory(node: NodeId, memory: MemoryRoom | None) -> list[Condition]:
     """Whether a node refuses data for want of memory, or soon will."""
     if memory is None or not (memory.tight or memory.low):
         return []
-    subject = f"{node}: {memory.own / 1e6:,.0f} MB taken, and above {memory.limit / 1e6:,.0f} MB it refuses data"
+    told = "it refuses data, for it took more than" if memory.low else "it refuses data above"
+    subject = f"{node}: {memory.own / 1e6:,.0f} MB taken; {told} {memory.limit / 1e6:,.0f} MB"
     action = "delete documents, give it more memory, or add a node; read 'When memory runs short' in docs/operations.md"
     return [holds("NeedleMemoryFull" if memory.low else "NeedleMemoryNearlyFull", subject, action)]
 

@@ -110,7 +110,7 @@ def _of_condition(condition: Condition) -> Finding:
         name=condition.alert,
         subject=condition.name,
         measured=condition.subject,
-        allowed=_ALLOWED.get(condition.alert, "it does not hold"),
+        allowed=_ALLOWED.get(condition.alert, ""),
         action=condition.action,
         runbook=condition.runbook,
     )
@@ -141,9 +141,11 @@ def _timeouts(answer: ProbeAnswer, probes: Probes) -> Iterator[Finding]:
     rounds = [(link, *_round(link, probes)) for link in answer.links if link.pings]
     if rounds:
         link, usual, worst = max(rounds, key=lambda one: (one[1], one[2]))
-        if timeout < ELECTION_ROUNDS * usual or timeout < ELECTION_ROUNDS_MIN * worst:
+        enough = max(ELECTION_ROUNDS * usual, ELECTION_ROUNDS_MIN * worst)
+        if timeout < enough:
             subject = f"election_timeout {_ms(timeout)} of {answer.node_id}"
             told = f"a round to {link.node} takes {_ms(usual)} in the median, {_ms(worst)} at most"
+            told += f"; {_ms(enough)} would do"
             grave = timeout < ELECTION_ROUNDS_MIN * usual
             yield found("election-timeout", subject, told, severity=CRITICAL if grave else "")
     trip = max((percentile(link.pings, 0.5) or 0.0 for link in answer.links), default=0.0)

@@ -23,6 +23,7 @@ from needle.base.model import (
     ReadMode,
     VectorSpec,
     WriteResult,
+    metrics_of,
 )
 from needle.base.text import TextField
 from needle.base.text_checks import text_field
@@ -290,22 +291,22 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods, CountMethods)
         if_absent: bool = False,
         timeout: Seconds = TIMEOUT,
     ) -> WriteResult:
-        """Create a collection. metric: cosine if none is named. index: parameters, or in words a kind such as
-        "hnsw_sq8", a preset such as "high_recall", or both as "hnsw_sq8:high_recall" (docs/index-selection.md). ttl:
-        seconds (or a timedelta) after its last write at which a document is deleted, unless that write named an
+        """Create a collection. metric: cosine if none is named, hamming for bits. index: parameters, or in words a kind
+        such as "hnsw_sq8", a preset such as "high_recall", or both as "hnsw_sq8:high_recall" (docs/index-selection.md).
+        ttl: seconds (or a timedelta) after its last write at which a document is deleted, unless that write named an
         `expires_at`. model: the name of the model whose vectors of texts it holds, such as "wordllama"; methods take
-        `text` then, and `dimensions` may be left out if the client knows the model. text: by which text documents
-        are found with `search(keywords=...)`: a field of metadata, or {"field": ..., "language": ...}. dtype: as which
-        numbers vectors are kept: "float32", which is usual, "float16" or "int8" (docs/index-selection.md). vectors:
-        further ones that documents may have, by name (docs/named-vectors.md). sparse: fields of metadata that are
-        sparse vectors (docs/sparse-vectors.md). like: a collection, or an alias of one, whose settings it gets where no
-        other is named, with its declared indexes of fields; no documents. With it, ttl=0, model="" and text="" are
-        none, and so is sparse=[]. Raises CollectionExists, unless if_absent and the one there is equal;
+        `text` then, and `dimensions` may be left out if the client knows the model. text: by which text documents are
+        found with `search(keywords=...)`: a field of metadata, or {"field": ..., "language": ...}. dtype: as which
+        numbers vectors are kept: "float32", which is usual, "float16", "int8" or "bit" (docs/index-selection.md).
+        vectors: further ones that documents may have, by name (docs/named-vectors.md). sparse: fields of metadata that
+        are sparse vectors (docs/sparse-vectors.md). like: a collection, or an alias of one, whose settings it gets
+        where no other is named, with its declared indexes of fields; no documents. With it, ttl=0, model="" and text=""
+        are none, and so is sparse=[]. Raises CollectionExists, unless if_absent and the one there is equal;
         CollectionNotFound for `like`."""
         named = values.check_name(name, "name")
         given: dict[str, Any] = {
             "dimensions": None if dimensions is None else values.check_count(dimensions, "dimensions"),
-            "metric": None if metric is None else values.choose(metric, Metric, "metric"),
+            "metric": _metric(metric, dtype),
             "index": None if index is None else values.check_index(index),
             "ttl": None if ttl is None else values.check_ttl(ttl, *([] if like is None else [0.0])),
             "model": None if model is None else check_model(model),
@@ -364,3 +365,10 @@ async def insert_parts(
         name, batch.ids, batch.rows(), batch.metadata, seconds, batch.expires, whole=whole,
         **({"named": batch.named} if batch.named else {}),
     )  # fmt: skip
+
+
+def _metric(named: Any, dtype: Any) -> Metric | None:
+    """Of bits there is but one, which need not be named."""
+    if named is None:
+        return metrics_of(DType.BIT)[0] if dtype == DType.BIT else None
+    return values.choose(named, Metric, "metric")

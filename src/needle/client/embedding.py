@@ -168,7 +168,9 @@ def check_takes(spec: CollectionSpec, embedder: Embedder) -> None:
     if spec.model != embedder.name:
         why = f"collection {spec.name!r} has vectors of the model {spec.model!r}, and texts become those of"
         raise InvalidArgument(f"{why} {embedder.name!r} here: give a vector, or another embedder", field="text")
-    check_dimensions(spec, embedder)
+    if spec.dimensions != embedder.dimensions:
+        why = f"collection {spec.name!r} has vectors of {spec.dimensions} numbers, and {embedder.name!r} makes"
+        raise InvalidArgument(f"{why} {embedder.dimensions} here: give a vector, or another embedder", field="text")
 
 
 def rows_of(embedder: Embedder, texts: list[str]) -> Vectors:

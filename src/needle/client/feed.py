@@ -186,6 +186,9 @@ class Changes(AsyncIterator[Change]):
         else:
             token = feed_token.decode(self._since)
             feed_token.check(token, self._collection, begun.collection_id, founding)
+            if token.positions.keys() - _shards(feeding.topology):  # it may not have been heard of yet
+                feed_token.check_shards(token, _shards(await feeding.renewed(self._timeout)))
+            feed_token.check_reached(token, begun.ends)
             self._told, self._whole, self._after = dict(token.positions), token.whole, token.after
         self._stored, self._id, self._founding = begun.stored, begun.collection_id, founding
         what, named = What(self._collection, self._stored, *self._wish), begun.vectors
@@ -357,6 +360,11 @@ class Changes(AsyncIterator[Change]):
             raise
         self._pending = None
         return answer
+
+
+def _shards(topology: Topology) -> set[int]:
+    """That there are, or were."""
+    return {info.shard for info in topology.shards}
 
 
 def _insert(one: Any) -> Change:

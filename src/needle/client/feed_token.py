@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Mapping, Set
 from typing import Final
 
 import msgspec
@@ -65,5 +66,32 @@ def check(token: Token, collection: str, collection_id: int, founding: int) -> N
         raise InvalidArgument(
             f"since is of another collection than {collection[:80]!r} is now: it was dropped and made again, or its "
             'alias got another meaning; begin with since = "start"',
+            field="since",
+        )
+
+
+def check_shards(token: Token, shards: Set[int]) -> None:
+    """Raises InvalidArgument for a token that names others than these, all that the cluster has or had: each would be
+    asked for changes for as long as the feed is open."""
+    others = sorted(token.positions.keys() - shards)
+    if others:
+        raise InvalidArgument(
+            f"since names shards that this cluster never had ({', '.join(map(str, others[:3]))}), so no feed gave it",
+            field="since",
+        )
+
+
+def check_reached(token: Token, ends: Mapping[int, Position]) -> None:
+    """Raises InvalidArgument for a token of a place that a shard has not come to: nothing would be told until it has.
+    ends: by shard, where its changes end, as its leader says after the token was given."""
+    ahead = [shard for shard, place in token.positions.items() if shard in ends and place > ends[shard]]
+    if ahead:
+        shard = min(ahead)
+        entry, offset = token.positions[shard]
+        raise InvalidArgument(
+            f"since is behind changes of entry {entry if offset else entry - 1} of the log of shard {shard}, which "
+            f"ends with entry {ends[shard][0] - 1}: no feed of this cluster as it is now gave it. It was changed, or "
+            "the nodes have older disks than when it was given, and what was told since is lost; begin again with "
+            '"start", a watch with "now"',
             field="since",
         )

@@ -84,7 +84,8 @@ GRAVE_SETTINGS: Final = ("lease_timeout", "clock_error_max")
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """Something that is not fit. severity: warning or critical. name: of the check, or of the alert. subject: what it
-    is about. measured, allowed: in words. action: what to do first; runbook: where the documents say more."""
+    is about. measured, allowed: in words; allowed "" of an alert without a bound. action: what to do first; runbook:
+    where the documents say more."""
 
     severity: str
     name: str

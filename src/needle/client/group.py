@@ -190,15 +190,18 @@ class GroupClient:
         return self._ask_leader(method, make_body, Attempts(timeout, final))
 
     async def ask_leader_after(
-        self, error: NeedleError | None, address: str, method: str, make_body: MakeBody, timeout: float
+        self, error: NeedleError | None, address: str, spent: float, method: str, make_body: MakeBody, timeout: float
     ) -> Payload:
         """As `ask_leader`, after the node at `address` was asked together with other groups and has not answered for
-        this one. error: why; None if that says nothing."""
-        attempts = Attempts(timeout)
+        this one. error: why; None if that says nothing. spent: seconds that this took."""
+        attempts = Attempts(timeout, spent=spent)
         attempts.sent = True
         if error is not None:
             try:
                 await self._after(error, address, attempts)
+            except BaseException:
+                attempts.forget()
+                raise
             finally:
                 del error  # as there
         return await self._ask_leader(method, make_body, attempts)
@@ -217,40 +220,38 @@ class GroupClient:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _ask_leader(self, method: str, make_body: MakeBody, attempts: Attempts) -> Payload:
+        directory, caller = self._directory, self._caller
         try:
-            return await self._ask_until_answered(method, make_body, attempts)
+            while True:
+                if (left := attempts.left()) <= attempts.spare:
+                    self._too_late(attempts)
+                address = directory.leader
+                if address is None:
+                    address = await directory.find_leader(left)
+                    left = attempts.left()
+                if address is None:
+                    self._check_refusal()
+                    await self._unreached(attempts)
+                    continue
+                attempts.sent = False
+                try:
+                    if not caller.connected(address):
+                        await caller.connect(address, min(max(0.0, left), CONNECT_SECONDS_MAX))
+                        left = attempts.left()
+                    if left <= attempts.spare:
+                        continue  # finding the leader and connecting took all the time there was
+                    body = make_body(left)
+                    attempts.sent = True
+                    answer = await self.unanswered.call(address, method, body, left)
+                    if answer is not None:
+                        return answer
+                    attempts.unknown = True
+                    lost = f"{address} had not answered when another node was elected leader"
+                    attempts.last = DeadlineExceeded(lost)
+                except NeedleError as error:
+                    await self._after(error, address, attempts)
         finally:
             attempts.forget()
-
-    async def _ask_until_answered(self, method: str, make_body: MakeBody, attempts: Attempts) -> Payload:
-        directory = self._directory
-        while True:
-            if (left := attempts.left()) <= 0:
-                self._too_late(attempts)
-            address = directory.leader
-            if address is None:
-                address = await directory.find_leader(left)
-                left = attempts.left()
-            if address is None:
-                self._check_refusal()
-                await self._unreached(attempts)
-                continue
-            attempts.sent = False
-            try:
-                if not self._caller.connected(address):
-                    await self._caller.connect(address, min(max(0.0, left), CONNECT_SECONDS_MAX))
-                    left = attempts.left()
-                if left <= 0:
-                    continue  # finding the leader and connecting took all the time there was
-                body = make_body(left)
-                attempts.sent = True
-                answer = await self.unanswered.call(address, method, body, left)
-                if answer is not None:
-                    return answer
-                attempts.unknown = True
-                attempts.last = DeadlineExceeded(f"{address} had not answered when another node was elected leader")
-            except NeedleError as error:
-                await self._after(error, address, attempts)
 
     async def _after(self, error: NeedleError, address: str, attempts: Attempts) -> None:
         """Decide whether to go on after a failed attempt; raises `error` if repeating it cannot help."""
@@ -274,7 +275,11 @@ class GroupClient:
             await attempts.pause(self._rng)  # it took too long: that says nothing about who leads
             return
         if isinstance(error, TooManyRequests):
-            await asyncio.sleep(max(waited_for(error, attempts.left()), attempts.next_pause(self._rng)))
+            left = attempts.left() - attempts.spare  # in what is spared it would not be asked again
+            try:
+                await asyncio.sleep(max(waited_for(error, left), attempts.next_pause(self._rng)))
+            finally:
+                del error  # as above
             return
         if isinstance(error, Overloaded):
             attempts.backoff = max(attempts.backoff, 0.05)
@@ -345,8 +350,12 @@ class GroupClient:
         """Ask one replica, once."""
         return self._caller.call(address, method, body, timeout)
 
+    def holders(self) -> list[str]:
+        """Addresses of the replicas, the preferred leader's first."""
+        return self._directory.addresses()
+
     def replicas(self) -> list[str]:
-        """Addresses of the replicas, the one to ask first at the front."""
+        """The same, the one to ask first at the front: the next one in turn with each call."""
         return self._directory.in_turn()
 
     def suspect(self, address: str) -> None:

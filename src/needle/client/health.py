@@ -119,7 +119,7 @@ def lost_nodes(replicas: Sequence[ReplicaStatus]) -> set[NodeId]:
 
 def _judge_shard(info: ShardInfo, replicas: Sequence[ReplicaStatus], share: float, factor: int) -> ShardHealth:
     answered = {r.node: r.status for r in replicas if r.status is not None}
-    leader = leading(replicas)
+    leader, missing = leading(replicas), len(missing_of(info, replicas))
     replicas = [r for r in replicas if r.node not in info.leaving]  # one that leaves may still lead, and need no more
     answered = {node: status for node, status in answered.items() if node not in info.leaving}
     problems = [r.lost or f"{r.node} does not answer: {r.error}" for r in replicas if r.status is None]
@@ -149,7 +149,6 @@ def _judge_shard(info: ShardInfo, replicas: Sequence[ReplicaStatus], share: floa
         problems.insert(0, "no replica leads")
     else:
         problems += _told_by(leader)
-    missing = lacking(info.wanted, replicas, leader)
     followers = max(0, len(info.wanted) - (leader is None or leader.node_id in info.wanted))
     state = "unavailable" if leader is None else "healthy" if healthy == followers and not problems else "degraded"
     return ShardHealth(
@@ -171,8 +170,9 @@ def leading(replicas: Sequence[ReplicaStatus]) -> RaftStatus | None:
     return max(leaders, key=lambda status: status.current_term, default=None)
 
 
-def lacking(wanted: Sequence[NodeId], replicas: Sequence[ReplicaStatus], leader: RaftStatus | None) -> int:
-    """How many of the replicas that the catalog wants of a group are down, behind, damaged or not built yet."""
+def lacking(wanted: Sequence[NodeId], replicas: Sequence[ReplicaStatus], leader: RaftStatus | None) -> set[NodeId]:
+    """The nodes whose replicas, of those that the catalog wants of a group, are down, behind, damaged or not built
+    yet."""
     answered = {one.node: one.status for one in replicas if one.status is not None}
     whole = [
         node
@@ -183,13 +183,18 @@ def lacking(wanted: Sequence[NodeId], replicas: Sequence[ReplicaStatus], leader:
         and (leader is None or node == leader.node_id or leader.commit_index - status.last_applied <= LAG_ENTRIES_MAX)
         and (leader is None or node not in leader.refused)
     ]
-    return len(set(wanted) - set(whole))
+    return set(wanted) - set(whole)
 
 
-def catalog_lacks(topology: Topology, replicas: Sequence[ReplicaStatus]) -> int:
-    """How many replicas of the catalog are missing. replicas: of the catalog."""
+def missing_of(info: ShardInfo, replicas: Sequence[ReplicaStatus]) -> set[NodeId]:
+    """As `lacking`, of a shard. replicas: all of it, for one that leaves may still lead."""
+    return lacking(info.wanted, [one for one in replicas if one.node not in info.leaving], leading(replicas))
+
+
+def catalog_lacks(topology: Topology, replicas: Sequence[ReplicaStatus]) -> set[NodeId]:
+    """The nodes whose replicas of the catalog are missing. replicas: of the catalog."""
     holders = topology.holders(CATALOG_GROUP)
-    return lacking(holders.wanted, replicas, leading(replicas)) if holders is not None else 0
+    return lacking(holders.wanted, replicas, leading(replicas)) if holders is not None else set()
 
 
 def not_wanted(info: ShardInfo, factor: int) -> int:
@@ -233,6 +238,9 @@ def _warnings(topology: Topology) -> list[str]:
     alone = [info.shard for info in topology.serving if len(info.wanted) == 1]
     if alone:
         told.append(f"not redundant: shards {', '.join(map(str, alone))} have one replica each; a lost disk loses them")
+    holders = topology.holders(CATALOG_GROUP)
+    if holders is not None and len(holders.wanted) == 1 < len(topology.addresses()):
+        told.append(f"not redundant: only {holders.wanted[0]} holds the catalog; a lost disk loses the cluster's shape")
     even = [info.shard for info in topology.serving if len(info.wanted) == 2]
     if even:
         told.append(f"shards {', '.join(map(str, even))} have two replicas: both must run to accept writes")

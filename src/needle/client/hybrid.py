@@ -6,10 +6,8 @@ the candidates of a list, that adds nothing. So distances and scores, which have
 
 from __future__ import annotations
 
-import asyncio
-import math
-from collections.abc import Coroutine, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Sequence
+from typing import Any, Final
 
 import msgspec
 
@@ -20,24 +18,15 @@ from needle.client import values
 from needle.client.narrowed import POOL_MAX, pool_for
 from needle.client.router.merge import chosen
 
-T = TypeVar("T")
 K_MAX: Final = 1_000_000.0
-
-
-async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
-    """The results of all; the first error ends the others."""
-    tasks = [asyncio.get_running_loop().create_task(one) for one in work]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
+WEIGHT_MIN, WEIGHT_MAX = 1e-9, 1e9
+"""Of a list that counts: sums of shares of other ones would be no numbers, or all the same."""
 
 
 class RRF(msgspec.Struct, frozen=True, kw_only=True):
     """Reciprocal rank fusion. k: the larger, the less the first ranks count beside the others. weights: of the hits of
-    the vector, of those of the words, and of those of the sparse vector, as far as they are asked for; () for all
-    alike."""
+    the vector, of those of the words, and of those of the sparse vector, as far as they are asked for: 0, or from 1e-9
+    to 1e9; () for all alike."""
 
     k: float = 60.0
     weights: Sequence[float] = ()
@@ -60,15 +49,20 @@ def check_fusion(value: Any, lists: int) -> RRF:
         raise refused("fusion", value, "RRF(k=60, weights=(1, 1))")
     given: list[Any] = list(value.weights) if isinstance(value.weights, list | tuple) else [None]
     weights = given or [1.0] * lists
-    if len(weights) != lists or not all(map(_is_number, weights)) or min(weights) < 0 or not max(weights):
-        raise refused("fusion.weights", value.weights, f"{lists} numbers that are not negative, and not all 0")
+    if len(weights) != lists or not all(map(_is_weight, weights)) or not any(weights):
+        allowed = f"{lists} numbers, each 0 or from {WEIGHT_MIN:g} to {WEIGHT_MAX:g}, and not all 0"
+        raise refused("fusion.weights", value.weights, allowed)
     if not _is_number(value.k) or not 0 <= value.k <= K_MAX:
         raise refused("fusion.k", value.k, f"a number from 0 to {K_MAX:,.0f}")
     return RRF(k=float(value.k), weights=tuple(map(float, weights)))
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_weight(value: Any) -> bool:
+    return _is_number(value) and (value == 0 or WEIGHT_MIN <= value <= WEIGHT_MAX)
 
 
 def candidates(k: Any, offset: Any, pool: Any) -> tuple[int, int, int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -34,6 +35,7 @@ from needle.protocol import calls
 from needle.protocol.key_commands import CreateKey, LimitKey, RevokeKey
 from needle.protocol.peer_calls import TOPOLOGY, TopologyAnswer, TopologyCall
 from needle.protocol.probe_calls import CLOCK, ClockCall
+from needle.routing.topology_changes import FORM
 
 TOLD_SECONDS = 1.0
 """So long a node has to say that it has heard of a key, or of its end."""
@@ -138,7 +140,8 @@ class KeyMethods(OverShards):
     async def _told(self, result: WriteResult, timeout: float) -> list[NodeId]:
         """Ask all nodes whether they have heard of it; which of them do not say so in time."""
         seconds = min(timeout, TOLD_SECONDS)
-        body = calls.encode(TopologyCall(result.version - 1, seconds))
+        founding = self._shards.topology().founding
+        body = calls.encode(TopologyCall(result.version - 1, seconds, founding=founding, form=FORM))
 
         async def heard(address: str) -> bool:
             try:
@@ -147,7 +150,7 @@ class KeyMethods(OverShards):
                 return True  # it has heard that this client's own key is revoked
             except NeedleError:
                 return False
-            return answer.topology is not None
+            return answer.has_news
 
         nodes = self._shards.topology().addresses()
         known = await asyncio.gather(*map(heard, nodes.values()))
@@ -166,7 +169,7 @@ def _shown(key: KeyInfo) -> ApiKey:
 
 def _rates(*given: float) -> Rates:
     for name, value in zip(WHAT, given, strict=True):
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
             raise invalid(name, value, "a number a second, 0 for no limit")
     return check_rates(Rates(*map(float, given)))
 

@@ -6,17 +6,19 @@ Invariant: one question for a newer topology runs at a time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from functools import partial
 from typing import Any, Protocol
 
 from needle.base.errors import ClientClosed, DeadlineExceeded, NeedleError, Unauthenticated, in_seconds
+from needle.base.parts import Payload
 from needle.base.runtime import Rng
 from needle.client.directory import Caller
 from needle.client.finding import two_clusters
 from needle.client.following import NEAR, Following
 from needle.client.group import GroupClient
-from needle.protocol import calls
-from needle.protocol.peer_calls import TOPOLOGY, TopologyAnswer, TopologyCall
+from needle.client.hearing import Hearing
+from needle.protocol.peer_calls import TOPOLOGY
 from needle.routing.meant import HOW_MADE
 from needle.routing.topology import Topology
 
@@ -85,6 +87,7 @@ class AskedTopology:
         self._asking: asyncio.Task[None] | None = None
         self._following: Following | None = None
         self._founded = founded
+        self.hearing = Hearing()
         if topology.founding:
             founded(topology.founding)
 
@@ -144,10 +147,8 @@ class AskedTopology:
         refused: Unauthenticated | None = None
         try:
             for address in self._nearest() if near else self.in_turn():
-                body = calls.encode(TopologyCall(self._now.version, wait))
                 try:
-                    data = await self._caller.call(address, TOPOLOGY, body, ASK_SECONDS)
-                    self._offer(calls.decode(data, TopologyAnswer).topology)
+                    self._offer(await self.hearing.ask(partial(self._call, address), self._now, wait))
                 except ClientClosed:
                     raise
                 except Unauthenticated as error:
@@ -160,6 +161,9 @@ class AskedTopology:
                 raise refused
         finally:
             self._asking = None
+
+    def _call(self, address: str, body: bytes) -> Awaitable[Payload]:
+        return self._caller.call(address, TOPOLOGY, body, ASK_SECONDS)
 
     def _nearest(self) -> list[str]:
         """All addresses. Any node may be the one that is cut off from the others, so a single one is not enough."""
@@ -176,10 +180,11 @@ class AskedTopology:
                 f"no node named the catalog's nodes within {in_seconds(timeout)}: none answers, or they belong to no "
                 f"cluster yet: {HOW_MADE}"
             )
-        timeout = max(0.001, deadline - loop.time())
-        body = calls.encode(TopologyCall(0, 0.0, True))
-        data = await catalog().ask_leader(TOPOLOGY, lambda _: body, timeout)
-        self._offer(calls.decode(data, TopologyAnswer).topology)
+
+        def ask(body: bytes) -> Awaitable[Payload]:
+            return catalog().ask_leader(TOPOLOGY, lambda _: body, max(0.001, deadline - loop.time()))
+
+        self._offer(await self.hearing.ask(ask, self._now, confirmed=True))
         return self._now
 
 
@@ -187,3 +192,9 @@ def _seen(task: asyncio.Task[None]) -> None:
     """Whoever waits for it raises its error; when nobody does, it counts as seen."""
     if not task.cancelled():
         task.exception()
+
+
+def told_version(error: NeedleError) -> int:
+    """`details["version"]`, which another node wrote; 0 if that is no version."""
+    version = error.details.get("version")
+    return version if type(version) is int and version > 0 else 0

@@ -120,11 +120,12 @@ def _measured(topology: Topology, leaders: Mapping[int, RaftStatus], nodes: tupl
 
 
 def _sizes(shard: int, status: RaftStatus) -> ShardStats:
-    """Where parts are known, they share the documents and bytes of now: they may be of some seconds ago."""
+    """Where parts are known, they share the documents and bytes of now: they may be of some seconds ago. Those of a
+    shard that was empty then say nothing of what it has now."""
     total, ranges, before = sum(count for _, _, count in status.parts), [], 0
-    for start, end, count in status.parts:
+    for start, end, count in status.parts if total else ():
         documents, size = (
-            amount * (before + count) // total - amount * before // total if total else 0
+            amount * (before + count) // total - amount * before // total
             for amount in (status.documents, status.live_bytes)
         )
         ranges.append(RangeStats(span=(start, end), documents=documents, bytes=size))

@@ -27,6 +27,8 @@ def _by_name(vectors: Any, allowed: str) -> list[tuple[str, Any]]:
 
 def of_one(vectors: Any) -> list[Named]:
     """Of one document: {name: numbers}; None for one that it does not have."""
+    if vectors is None:
+        return []
     named = _by_name(vectors, "a vector by each name")
     return [Named(name, [0], values.vector_bytes(one, f"vectors[{name!r}]")) for name, one in named if one is not None]
 

@@ -160,7 +160,8 @@ def _check_by_scores(query: Any, exact: bool, ef_search: int, narrow: Narrow) ->
     for field, value in beside.items():
         if value is not None:
             shown = "given" if field == "query" else value
-            raise invalid(field, shown, f"left out with {by}, which {finds} and not by a vector")
+            both = "; hybrid_search takes both" if field in ("query", "like", "keywords") else ""
+            raise invalid(field, shown, f"left out with {by}, which {finds} and not by a vector{both}")
 
 
 def _keywords(value: Any) -> str:
@@ -216,6 +217,9 @@ def bound_of(value: Any, field: str) -> float | None:
     if value is None:
         return None
     number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool | np.timedelta64)
-    if not number or not math.isfinite(value):
-        raise refused(field, value, "a finite number")
-    return float(value)
+    try:
+        if number and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # of an int with hundreds of digits
+        pass
+    raise refused(field, value, "a finite number")

@@ -20,10 +20,10 @@ from needle.client.values import Seconds
 from needle.protocol import calls
 from needle.protocol.catalog_commands import AskRebalance, DrainNode, StartRebalance
 from needle.protocol.rebalance_calls import PLAN, PROGRESS, PlanCall, ProgressAnswer, ProgressCall
-from needle.routing.jobs import Ended, Job, Progress, RebalanceConfig, check_over
+from needle.routing.jobs import Ended, Job, JobState, Progress, RebalanceConfig, check_over
 from needle.routing.plans import CATALOG, Plan, ReplicaMove, ShardSplit, Wish
-from needle.routing.stats import RebalanceStats, summarize
-from needle.routing.topology import Topology
+from needle.routing.stats import RebalanceStats, key_shares, summarize
+from needle.routing.topology import NodeState, Topology
 
 ShardOrCatalog = int | Literal["catalog"]
 SETTLE_SECONDS = 3.0
@@ -55,8 +55,9 @@ class RebalanceMethods(OverShards):
         self, config: RebalanceConfig | None = None, *, wish: Wish | None = None, timeout: Seconds = TIMEOUT
     ) -> int:
         """Have the cluster move what must move so that it is as wished (by default: even); returns the rebalance's id
-        once it is decided. It goes on without who asked for it. Raises InvalidArgument for a wish that cannot be, and
-        while another rebalance is not over; Unavailable, with the reasons, if nothing of it can be done now."""
+        once it is decided. It goes on without who asked for it. Raises InvalidArgument for a wish that cannot be (such
+        as `lost` of a node that had the only replica of a shard), and while another rebalance is not over; Unavailable,
+        with the reasons, if nothing of it can be done now."""
         seconds = values.check_timeout(timeout)
         return await self._start(_checked(wish), config, seconds)
 
@@ -64,6 +65,9 @@ class RebalanceMethods(OverShards):
         made = check_config(config)
         await check_idle(self._shards, seconds)
         plan = await self._plan(wish, seconds)
+        if plan.beyond_help:
+            allowed = "nodes that the others can do without"
+            raise invalid("lost", ", ".join(wish.lost), f"{allowed}; {'; '.join(plan.beyond_help)}")
         if why := plan.missing():
             raise Unavailable(f"nothing can be moved now: {why}")
         return (await self._shards.command(StartRebalance(wish, made), seconds)).version
@@ -171,17 +175,42 @@ class RebalanceMethods(OverShards):
 
     async def cancel_rebalance(self, id: int | None = None, *, timeout: Seconds = TIMEOUT) -> None:
         """End a rebalance: replicas and key ranges that are on their way are taken back, unless their switch is
-        decided, and nothing else moves. What was moved before stays where it is. As `pause_rebalance`."""
+        decided, and nothing else moves. What was moved before stays where it is; a node that was being emptied or
+        replaced gets nothing new all the same, until `undrain_node`. As `pause_rebalance`."""
         await self._ask("cancel", id, values.check_timeout(timeout))
 
     async def _ask(self, what: Literal["pause", "resume", "cancel"], id_: int | None, seconds: float) -> None:
         shards = self._shards
-        if id_ is None:
-            known = (await shards.confirmed(seconds)).rebalance
-            if known is None:
-                raise InvalidArgument("this cluster was never rebalanced", field="rebalance")
-            id_ = known.id
-        await shards.command(AskRebalance(values.check_count(id_, "id"), what), seconds)
+        if id_ is not None:
+            values.check_count(id_, "id")
+        id_ = check_asked(await shards.confirmed(seconds), what, id_)
+        await shards.command(AskRebalance(id_, what), seconds)
+
+
+def check_asked(now: Topology, what: Literal["pause", "resume", "cancel"], id_: int | None) -> int:
+    """Which rebalance to pause, resume or cancel. Raises InvalidArgument if it is not known, or over; the last one may
+    be cancelled again. One that is over by the time that the catalog hears of it, that refuses."""
+    last = now.rebalance
+    if id_ is None:
+        if last is None:
+            raise InvalidArgument(
+                f"this cluster was never rebalanced, so there is nothing to {what}", field="rebalance"
+            )
+        id_ = last.id
+    running = last is not None and not last.over
+    if last is not None and last.id == id_:
+        if last.state is JobState.CANCELLING and what != "cancel":
+            raise InvalidArgument(f"rebalance {id_} is being cancelled, so it cannot be {what}d", field="rebalance")
+        state, goes_on = last.state, ""
+        if running or (what == "cancel" and state is JobState.CANCELLED):
+            return id_
+    else:
+        state = ended_in(now, id_).state
+        goes_on = f"; rebalance {last.id} is {last.state}" if last is not None and running else ""
+    raise InvalidArgument(f"rebalance {id_} {_OVER[state]}, so there is nothing to {what}{goes_on}", field="rebalance")
+
+
+_OVER = {JobState.DONE: "is done", JobState.FAILED: "has failed", JobState.CANCELLED: "was cancelled"}
 
 
 async def plan_of(shards: ClusterShards, wish: Wish, seconds: float) -> Plan:
@@ -259,7 +288,20 @@ def known_rebalance(client: RebalanceMethods) -> Job | None:
     return shards.topology().rebalance
 
 
+def still_emptied(now: Topology) -> list[NodeId]:
+    """The nodes that are to be emptied: after a cancel they get nothing new all the same."""
+    return [info.id for info in now.nodes if info.state is NodeState.DRAINING]
+
+
+def without_keys(now: Topology) -> list[int]:
+    """The shards that own no keys: after a cancel one that was being added stays so."""
+    owning = key_shares(now)
+    return [info.shard for info in now.serving if info.shard not in owning]
+
+
 def _checked(wish: Wish | None) -> Wish:
     if wish is not None and not isinstance(wish, Wish):
         raise InvalidArgument(f"wish is a Wish, not a {type(wish).__name__}", field="wish")
-    return wish or Wish()
+    made = wish or Wish()
+    made.check_asked()
+    return made

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, Unavailable
+from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, RebalanceEnded, Unavailable
 from needle.base.ids import CATALOG_GROUP, NodeId, group_name, shard_group
 from needle.client import values
 from needle.client.rebalancing import check_config, plan_of
@@ -90,7 +90,7 @@ class ReplaceMethods(OverShards):
         """`start_replacement`, and wait until it is done; returns what that does. told: called with what has happened,
         for people.
 
-        Raises what that raises; Unavailable if the rebalance has failed, or somebody has cancelled it; DeadlineExceeded
+        Raises what that raises; RebalanceEnded if it has failed, or somebody has cancelled it; DeadlineExceeded
         when it takes longer: the cluster goes on with it, and the same call goes on waiting.
         """
         seconds, loop = values.check_timeout(timeout), asyncio.get_running_loop()
@@ -114,7 +114,7 @@ class ReplaceMethods(OverShards):
         return id_
 
     async def _is_replaced(self, id_: int, old: NodeId, left: float) -> bool:
-        """Raises Unavailable if that rebalance is over and did not do it."""
+        """Raises RebalanceEnded if that rebalance is over and did not do it."""
         try:
             now = await self._shards.confirmed(min(left, ASK_SECONDS))
         except NeedleError as error:
@@ -131,8 +131,9 @@ class ReplaceMethods(OverShards):
         if job is not None and job.id == id_:
             ended = Ended.of(job)
         if ended is None:
-            raise Unavailable(f"rebalance {id_}, which was to replace {old}, has ended, and another one was started")
-        raise Unavailable(not_replaced(ended, old))
+            why = f"rebalance {id_}, which was to replace {old}, is over; how it ended is not known any more"
+            raise RebalanceEnded(why, id=id_)
+        raise not_replaced(ended, old)
 
 
 def took_over(now: Topology, id_: int, new: NodeId) -> bool:
@@ -162,12 +163,14 @@ def replaced_in_words(now: Topology, id_: int, old: NodeId, new: NodeId) -> str:
     return told
 
 
-def not_replaced(ended: Ended | Progress, old: NodeId) -> str:
-    """Why a replacement is over and was not done, for people."""
+def not_replaced(ended: Ended | Progress, old: NodeId) -> RebalanceEnded:
+    """Why a replacement is over and was not done."""
     why = ended.why or "somebody ended it"
-    return (
+    return RebalanceEnded(
         f"rebalance {ended.id} is {ended.state}: {why}. What was not moved yet is still on {old}, which gets nothing "
-        f"new: repeat the command, or `needle node drain --undo {old}`"
+        f"new: repeat the command, or `needle node drain --undo {old}`",
+        id=ended.id,
+        state=ended.state.value,
     )
 
 

@@ -31,7 +31,7 @@ class ReplicationMethods(OverShards):
         Raises InvalidArgument for a number that cannot be, and while another rebalance is not over; ClusterTooOld while
         nodes of a release before are in the cluster; Unavailable, with the reasons, if a shard that is to get replicas
         cannot get them now. Then nothing is changed."""
-        number, made = values.check_count(replicas, "replication_factor"), check_config(config)
+        number, made = values.check_count(replicas, "replicas"), check_config(config)
         seconds = values.check_timeout(timeout)
         now = await self._may_have(number, seconds)
         check_over(now.rebalance)
@@ -42,18 +42,19 @@ class ReplicationMethods(OverShards):
         if not plan.moves and not plan.waiting:
             await self._shards.command(command, seconds)
             return None
-        return (await self._shards.command(StartRebalance(Wish(), made, first=command), seconds)).version
+        wish = Wish(replicas=number)
+        return (await self._shards.command(StartRebalance(wish, made, first=command), seconds)).version
 
     async def plan_replication_factor(self, replicas: int, *, timeout: Seconds = 10.0) -> Plan:
         """What `set_replication_factor` would move. Nothing does. Raises InvalidArgument and ClusterTooOld as that."""
-        number, seconds = values.check_count(replicas, "replication_factor"), values.check_timeout(timeout)
+        number, seconds = values.check_count(replicas, "replicas"), values.check_timeout(timeout)
         await self._may_have(number, seconds)
         return await plan_of(self._shards, Wish(replicas=number), seconds)
 
     async def _may_have(self, replicas: int, seconds: float) -> Topology:
         now = await self._shards.confirmed(seconds)
         check_known(SetReplication(replicas), now)
-        check_replication(now, replicas)
+        check_replication(now, replicas, "replicas")
         return now
 
 

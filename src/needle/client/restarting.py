@@ -137,12 +137,7 @@ class _Rolling:
             raise InvalidArgument(f"another command has {node} in maintenance by now: maybe a restart", field="nodes")
         address = (await self._alone(node, since, told, left)).addresses()[node]
         told(f"{node}: restart")
-        if asyncio.iscoroutinefunction(restart):
-            doing: object = restart(node, address)
-        else:  # also a lambda or an object whose call gives what is to be awaited
-            doing = await asyncio.to_thread(restart, node, address)
-        if inspect.isawaitable(doing):
-            await doing
+        await _told_to_restart(restart, node, address, left())
         await self._until(lambda: self._anew(node, before), left, f"{node} was not seen to start again")
         told(f"{node}: runs, and catches up")
         await self._until(lambda: self._out(node, left), left, f"{node} is still in maintenance")
@@ -245,6 +240,24 @@ class _Rolling:
         return await leaders_say(self._shards, held_by(now, nodes), seconds)
 
 
+async def _told_to_restart(restart: Doing, node: NodeId, address: str, seconds: float) -> None:
+    """Raises DeadlineExceeded if that does not end."""
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            if asyncio.iscoroutinefunction(restart):
+                doing: object = restart(node, address)
+            else:  # also a lambda or an object whose call gives what is to be awaited
+                doing = await asyncio.to_thread(restart, node, address)
+            if inspect.isawaitable(doing):
+                await doing
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise DeadlineExceeded(
+            f"what restarts {node} has not ended in time; {node} is in maintenance, and no other node is restarted"
+        ) from None
+
+
 class _Countdown:
     """The seconds left until a deadline; never 0, for who calls with it."""
 
@@ -273,9 +286,7 @@ def _wanted(now: Topology, nodes: Iterable[NodeId] | None) -> list[NodeId]:
     known = now.addresses()
     if nodes is None:
         return list(known)
-    if isinstance(nodes, str):
-        raise InvalidArgument("nodes is a list of node ids, not one string", field="nodes")
-    wanted = list(dict.fromkeys(nodes))
+    wanted = list(dict.fromkeys(values.check_ids(nodes, "nodes", "a list of ids of nodes")))
     strange = [str(node) for node in wanted if node not in known]
     if strange:
         raise invalid("nodes", ", ".join(strange), f"nodes of this cluster: {', '.join(known)}")

@@ -16,9 +16,10 @@ from needle.base.runtime import beside
 from needle.client import answers, values
 from needle.client.document_calls import DocumentCalls, Found, Hits, OverDocuments, PartialHits
 from needle.client.feeds import DEFAULT_COLLECTION, TIMEOUT, FilterLike
-from needle.client.hybrid import EVEN, RRF, candidates, check_fusion, fused, together
+from needle.client.hybrid import EVEN, RRF, candidates, check_fusion, fused
 from needle.client.narrowed import Lists, Narrow, hybrid_requests, search_request
 from needle.client.texts import vector_of, vectors_of
+from needle.client.together import together
 from needle.client.values import Reading, Seconds
 from needle.protocol import calls
 
@@ -82,16 +83,16 @@ class SearchMethods(OverDocuments):
         accuracy of the index, 0 for the collection's own. explain: tell in `explained` of the hits how each shard found
         them. session: an eventual read that sees this client's own writes and never goes back. max_staleness: seconds,
         for eventual reads; TooStale otherwise."""
-        how = Narrow(
+        by = Narrow(
             fields, max_distance, min_score, offset, like, explain, group_by, group_size, diversify, pool, order_by,
             descending, keywords, vector_name, sparse,
         )  # fmt: skip
-        no_text(text, vector_name)
         if text is not None:
-            query, timeout = await self._query(query, text, collection, timeout, mode)
-        asked = query, k, filter, collection, with_metadata, with_vectors, exact, ef_search
-        request = search_request(*asked, narrow=how)
-        return await self._search(request, values.reading(mode, session, max_staleness), timeout)
+            query, timeout = await self._query(query, text, vector_name, collection, timeout, mode)
+        request = search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search, narrow=by)
+        reading, seconds = values.reading(mode, session, max_staleness), values.check_timeout(timeout)
+        found = await _asked(documents := await self._documents(), request, reading, seconds)
+        return _hits(found.batch) if found.size < BESIDE_BYTES else await self._hits(documents, found)
 
     async def hybrid_search(
         self,
@@ -138,8 +139,9 @@ class SearchMethods(OverDocuments):
         weighed, reading = check_fusion(fusion, len(requests)), values.reading(mode, session, max_staleness)
         answers = await together(*(self._find(one, reading, timeout) for one in requests))
         lists, documents = [answer.batch for _, answer in answers], answers[0][0]
-        found = fused(lists, weighed, count, left_out, like or "", size)
-        hits = await made(documents, sum(answer.size for _, answer in answers), _hits, found.batch)
+        weight = sum(answer.size for _, answer in answers)
+        found = await made(documents, weight, fused, lists, weighed, count, left_out, like or "", size)
+        hits = await made(documents, weight, _hits, found.batch)
         ranked = [msgspec.structs.replace(hit, ranks=ranks) for hit, ranks in zip(hits, found.ranks, strict=True)]
         return Hits(ranked, [told for one in lists for told in one.explained])
 
@@ -159,6 +161,12 @@ class SearchMethods(OverDocuments):
         max_distance: float | None = None,
         min_score: float | None = None,
         offset: int = 0,
+        group_by: str | None = None,
+        group_size: int = 1,
+        diversify: float | None = None,
+        pool: int | None = None,
+        order_by: str | None = None,
+        descending: bool = False,
         exact: bool = False,
         ef_search: int = 0,
         explain: bool = False,
@@ -166,14 +174,17 @@ class SearchMethods(OverDocuments):
         max_staleness: Seconds | None = None,
         timeout: Seconds = TIMEOUT,
     ) -> list[Hits]:
-        """`search` for each row of a 2-d array, at most 1000, in one call of each shard: the hits of each, in order.
-        texts: instead, one for each search."""
+        """`search` for each row of a 2-d array, at most 1000, in one call of each shard (with group_by in calls for
+        each row): the hits of each, in order. texts: instead, one for each search."""
         queries, timeout = await vectors_of(
             self.embedder, self._documents, queries, texts, collection, timeout, mode, "queries"
         )
         no_text(texts, vector_name)
         rows = values.as_array(queries, "queries", 2)
-        narrow = Narrow(fields, max_distance, min_score, offset, None, explain, vector_name=vector_name)
+        narrow = Narrow(
+            fields, max_distance, min_score, offset, None, explain, group_by, group_size, diversify, pool, order_by,
+            descending, vector_name=vector_name,
+        )  # fmt: skip
         request = search_request(
             rows[0], k, filter, collection, with_metadata, with_vectors, exact, ef_search, narrow=narrow
         )
@@ -313,14 +324,22 @@ class SearchMethods(OverDocuments):
         return PartialHits(hits=await self._hits(documents, found), missing=missing, gaps=found.gaps)
 
     async def _query(
-        self, query: Any, text: str | None, collection: str, timeout: Seconds, mode: ReadMode | str
+        self,
+        query: Any,
+        text: str,
+        vector_name: str | None,
+        collection: str,
+        timeout: Seconds,
+        mode: ReadMode | str,
     ) -> tuple[Any, Seconds]:
-        """As `vector_of`."""
-        asked = self.embedder, self._documents, query, text
-        return await vector_of(*asked, collection, timeout, mode, "query")
+        """As `vector_of`, for a search that is given a text."""
+        no_text(text, vector_name)
+        return await vector_of(self.embedder, self._documents, query, text, collection, timeout, mode, "query")
 
     async def _search(self, request: SearchRequest, reading: Reading, timeout: Seconds) -> Hits:
-        documents, found = await self._find(request, reading, timeout)
+        seconds = values.check_timeout(timeout)
+        documents = await self._documents()
+        found = await _asked(documents, request, reading, seconds)  # as `_find`, which most searches need not wait for
         if found.size < BESIDE_BYTES:
             return _hits(found.batch)
         return await self._hits(documents, found)
@@ -330,19 +349,18 @@ class SearchMethods(OverDocuments):
     ) -> tuple[DocumentCalls, Found]:
         seconds = values.check_timeout(timeout)
         documents = await self._documents()
-        found = await documents.search(
-            request,
-            reading.mode,
-            seconds,
-            max_staleness=reading.max_staleness,
-            session=reading.session,
-            partial=partial,
-        )
-        return documents, found
+        return documents, await _asked(documents, request, reading, seconds, partial=partial)
 
     @staticmethod
     def _hits(documents: DocumentCalls, found: Found) -> Awaitable[Hits]:
         return made(documents, found.size, _hits, found.batch)
+
+
+def _asked(
+    documents: DocumentCalls, request: SearchRequest, reading: Reading, seconds: float, *, partial: bool = False
+) -> Awaitable[Found]:
+    mode, max_staleness, session = reading
+    return documents.search(request, mode, seconds, max_staleness=max_staleness, session=session, partial=partial)
 
 
 def no_text(texts: object, vector_name: str | None) -> None:

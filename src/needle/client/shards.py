@@ -24,7 +24,6 @@ from needle.base.errors import (
     Unavailable,
     UnknownMethod,
     in_seconds,
-    told_version,
 )
 from needle.base.ids import NodeId, shard_group
 from needle.base.model import WriteResult
@@ -33,7 +32,7 @@ from needle.base.runtime import Rng
 from needle.client.by_map import ByMap
 from needle.client.directory import Caller, Directory
 from needle.client.group import GroupClient, MakeBody, written
-from needle.client.known_topology import KnownTopology
+from needle.client.known_topology import KnownTopology, told_version
 from needle.protocol import calls
 from needle.protocol.catalog_commands import CatalogCommand, CreateCluster, Identity, encode
 from needle.protocol.peer_calls import (

@@ -5,6 +5,7 @@ Python floats."""
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
@@ -55,8 +56,19 @@ def as_array(value: Any, field: str, dimensions: int) -> Vectors:
     if any(isinstance(row, np.ma.MaskedArray) and np.ma.is_masked(row) for row in (value, *rows)):
         raise refused(field, value, "an array without masked numbers")
     with np.errstate(over="ignore"):
-        array = np.ascontiguousarray(given, dtype=FLOAT32)
+        try:
+            array = np.ascontiguousarray(given, dtype=FLOAT32)
+        except OverflowError:  # a whole number that no float holds
+            array = np.array([_as_float(one) for one in given.flat], FLOAT32).reshape(given.shape)
     return _finite(array, field)
+
+
+def _as_float(value: Any) -> float:
+    """What is too large for any float is infinite, as what is too large for float32 becomes."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _finite(array: Vectors, field: str) -> Vectors:
@@ -84,16 +96,21 @@ def _holds_bytes(value: Any) -> bool:
 
 def vector_bytes(value: Any, field: str = "vector") -> bytes:
     """One vector as little-endian float32 bytes."""
+    usual = type(value) is np.ndarray and value.dtype == FLOAT32 and value.ndim == 1 and value.size
+    if usual and b"\0" not in np.isfinite(value).tobytes():
+        return value.tobytes()  # type: ignore[no-any-return]  # as below, with fewer steps
     return as_array(value, field, 1).tobytes()
 
 
 def check_id(value: object, field: str = "id") -> str:
     """A document id: a non-empty string that UTF-8 can encode. The server checks its length."""
-    return text(value, field)
+    return value if type(value) is str and value and value.isascii() else text(value, field)
 
 
 def check_name(value: object, field: str = "collection") -> str:
     """A collection's name. The server checks its length."""
+    if type(value) is str and value and value.isascii():
+        return value
     return text(value, field, "the name of a collection: a non-empty string")
 
 
@@ -316,8 +333,14 @@ class Reading(NamedTuple):
     session: bool = False
 
 
+_PLAIN: Mapping[str, Reading] = {mode: Reading(mode) for mode in ReadMode}
+"""By the mode, or by the string that it is, too."""
+
+
 def reading(mode: ReadMode | str, session: bool = False, max_staleness: Seconds | None = None) -> Reading:
     """What a caller asks of a read. Raises InvalidArgument for what only an eventual read can be asked."""
+    if session is False and max_staleness is None and isinstance(mode, str) and (plain := _PLAIN.get(mode)):
+        return plain  # as most reads are
     wanted = choose(mode, ReadMode, "mode")
     session = check_flag(session, "session")
     if wanted is not ReadMode.EVENTUAL and (session or max_staleness is not None):

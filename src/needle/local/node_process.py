@@ -21,7 +21,12 @@ from needle.base.errors import Unavailable
 from needle.local.kept import CHILD
 
 TICKS = os.sysconf("SC_CLK_TCK")
-TAIL_LINES = 15
+TAIL_LINES, LAST_WORDS = 15, 400
+"""Of a node that had to end by force the last lines are where each of its threads and tasks stood."""
+EXIT_FAILED = 2
+"""See needle.server.process.main, which takes a second to load."""
+END_SECONDS = 90.0
+"""A node that cannot stop ends by force after a minute, and says first where it stands: that is waited for."""
 
 
 class Started(Protocol):
@@ -131,8 +136,8 @@ class NodeProcess:
         self._told_to_end |= number in (signal.SIGKILL, signal.SIGTERM)
         self.process.send_signal(number)
 
-    def wait(self, timeout: float = 60.0) -> int:
-        """The exit code, once the process has ended."""
+    def wait(self, timeout: float = END_SECONDS) -> int:
+        """The exit code, once the process has ended. Raises subprocess.TimeoutExpired."""
         if self.process is None:
             raise RuntimeError(f"{self.name} was never started")
         return self.process.wait(timeout)
@@ -192,8 +197,9 @@ class NodeProcess:
         return self.log.read_text("utf-8", "replace") if self.log.exists() else ""
 
     def tail(self) -> str:
-        """The last lines it wrote."""
-        return "\n".join(self.output().splitlines()[-TAIL_LINES:])
+        """The last lines it wrote; more if it failed."""
+        failed = self.process is not None and self.process.poll() == EXIT_FAILED
+        return "\n".join(self.output().splitlines()[-(LAST_WORDS if failed else TAIL_LINES) :])
 
     def index_files(self) -> list[Path]:
         """Its published index files, complete ones only (docs/segments.md); by name."""

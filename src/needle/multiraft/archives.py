@@ -23,27 +23,37 @@ class Archived(NamedTuple):
     asked: float
 
 
+UNNAMED: Final = ""
+"""The target of an archive that does not say which, or that is only expected: once one has asked that was there
+before, it counts for a minute."""
+
+
 class Archives:
-    """Of one group, by target; "" is one that does not say which."""
+    """Of one group, by target."""
 
     def __init__(self, opened: float = 0.0) -> None:
         """opened: when its replica was opened (monotonic seconds)."""
         self._told = opened
         self._targets: dict[str, Archived] = {}
+        self._expected_asks = False
 
-    def note(self, target: str, last: int, until: int, now: float) -> None:
-        """It has the log up to there."""
+    def note(self, target: str, last: int, until: int, now: float, begun: bool = False) -> None:
+        """It has the log up to there. begun: that archive began there lately."""
         if until:
             self._told = now
         before = self._targets.pop(target, None)
+        # Not who begins elsewhere: it must not end what is kept for the one that is expected. A leader hears of it
+        # while it has nothing yet, others behind its first flush.
+        self._expected_asks |= target != UNNAMED and before is None and last > 0 and not begun
         self._targets[target] = Archived(last, max(until, 0 if before is None else before.until), now)
         if len(self._targets) > TARGETS_MAX:
             del self._targets[next(iter(self._targets))]
 
     def members(self, now: float) -> Iterator[Member]:
         """For whom the log is kept."""
-        for one in self._targets.values():
-            if now - one.asked <= SECONDS:
+        for target, one in self._targets.items():
+            away = ACTIVE_SECONDS if target == UNNAMED and self._expected_asks else SECONDS
+            if now - one.asked <= away:
                 yield Member(one.last, -1, now - one.asked <= ACTIVE_SECONDS)
 
     def silent(self, now: float) -> float:

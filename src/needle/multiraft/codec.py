@@ -232,7 +232,7 @@ def in_frames(messages: list[Addressed], bytes_max: int) -> Iterator[list[Addres
     """The messages in runs that fit into a frame of `bytes_max` (a message that does not is alone): mostly one."""
     start, size = 0, 0
     for at, (_, message) in enumerate(messages):
-        more = message_bytes(message)
+        more = message_bytes(message) if message.entries else MESSAGE_OVERHEAD
         if size + more > bytes_max and at > start:
             yield messages[start:at]
             start, size = at, 0

@@ -20,18 +20,15 @@ class _Waiting(msgspec.Struct):
 
 
 class Conditions:
-    """Of one group."""
+    """Of one group. waiting: [] if nobody is."""
 
     def __init__(self) -> None:
-        self._waiting: list[_Waiting] = []
-
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
+        self.waiting: list[_Waiting] = []
 
     @property
     def next_deadline(self) -> float:
         """When `expire` must be called next; infinity when nobody waits."""
-        return min((one.deadline for one in self._waiting), default=math.inf)
+        return min((one.deadline for one in self.waiting), default=math.inf)
 
     def until(
         self, holds: Callable[[], bool], deadline: float, late: Callable[[], NeedleError]
@@ -41,12 +38,12 @@ class Conditions:
         if holds():
             future.set_result(None)
         else:
-            self._waiting.append(_Waiting(holds, future, deadline, late))
+            self.waiting.append(_Waiting(holds, future, deadline, late))
         return future
 
     def check(self) -> None:
         """Answer those whose condition holds now."""
-        for one in self._waiting:
+        for one in self.waiting:
             if not one.future.done() and one.holds():
                 one.future.set_result(None)
         self._forget()
@@ -54,17 +51,17 @@ class Conditions:
     def expire(self, now: float) -> None:
         """Answer those that hold, and those whose time is up."""
         self.check()
-        for one in self._waiting:
+        for one in self.waiting:
             if one.deadline <= now:
                 one.future.set_exception(one.late())
         self._forget()
 
     def fail_all(self, error: NeedleError) -> None:
         """Answer everyone with an error."""
-        for one in self._waiting:
+        for one in self.waiting:
             if not one.future.done():
                 one.future.set_exception(error)
-        self._waiting = []
+        self.waiting = []
 
     def _forget(self) -> None:
-        self._waiting = [one for one in self._waiting if not one.future.done()]
+        self.waiting = [one for one in self.waiting if not one.future.done()]

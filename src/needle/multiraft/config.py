@@ -27,7 +27,8 @@ class HostConfig:
     disk_probe: seconds without a write after which a node that leads anything writes something, to see that its disk
     answers. proposals_max: proposals in flight per group before Overloaded. snapshot_keep: how long an exported
     snapshot that nobody fetches stays. quick_entries_max, quick_bytes_max: so few entries are written and applied
-    without a thread if the disk is fast (base.runtime.Pool.call).
+    without a thread if the disk is fast (base.runtime.Pool.call). apply_entries, apply_waiting_bytes: so much of what
+    is committed a follower gathers at most before it applies it (apply_steps.py).
     """
 
     election_timeout: float = 1.0
@@ -53,6 +54,13 @@ class HostConfig:
     snapshot_exports_max: int = 2
     quick_entries_max: int = 4
     quick_bytes_max: int = 64 << 10
+    apply_entries: int = 128
+    apply_waiting_bytes: int = 256 << 10
+
+    @property
+    def apply_delay(self) -> float:
+        """For how long a follower gathers: as long as a new commit index may wait before it is told."""
+        return self.heartbeat_interval / 10
 
     def is_quick(self, entries: Sequence[HasData]) -> bool:
         """Whether writing or applying these takes well below a millisecond on a fast disk."""
@@ -73,4 +81,5 @@ class HostConfig:
             uncommitted_bytes_max=min(self.uncommitted_bytes_max, self.log_bytes_max // 8),
             apply_bytes_max=self.apply_bytes_max,
             snapshot_retry=self.snapshot_retry,
+            commit_notice_entries=self.apply_entries,
         )

@@ -24,6 +24,7 @@ from needle.base.parts import Payload
 from needle.base.runtime import Clock, Pool, Rng
 from needle.multiraft.alarm import Alarm
 from needle.multiraft.background import Background
+from needle.multiraft.beating import beat_along
 from needle.multiraft.codec import Addressed, frame_body, in_frames
 from needle.multiraft.config import HostConfig
 from needle.multiraft.counters import Counters
@@ -53,8 +54,7 @@ _QUANTA_PER_HEARTBEAT = 10
 
 
 class Engine:
-    """Runs the groups. What servers ask of them is in host.py. Methods are called on the event loop. groups: the open
-    ones. on_fatal is called at most once."""
+    """Runs the groups; servers ask host.py. On the event loop. groups: the open ones. on_fatal: called once at most."""
 
     def __init__(
         self,
@@ -149,7 +149,6 @@ class Engine:
     def open_group(self, group: GroupId, machine: StateMachine, *, voters: Sequence[NodeId]) -> None:
         """Run a replica of `group` on `machine`. One that is on disk continues; a new one is bootstrapped with
         `voters` (the same on each of them), or, with none, waits until a leader contacts it.
-
         Blocking (disk). Raises CorruptLog, StorageError; InvalidArgument if the group is open.
         """
         self._check_running()
@@ -269,8 +268,7 @@ class Engine:
     def _unreachable(self, to: NodeId, messages: list[Addressed]) -> None:
         now = self.clock.monotonic()
         for group_id, _ in messages:
-            group = self.groups.get(group_id)
-            if group is not None:
+            if (group := self.groups.get(group_id)) is not None:
                 group.raft.report_unreachable(to, now)
 
     async def durable(self, write: LogWrite | LivesWrite) -> None:
@@ -324,19 +322,21 @@ class Engine:
     def _tick(self, due: list[GroupId], *, read: bool = True) -> None:
         """Drive the groups whose deadline has passed. read: whether the sockets were read since it did. Timers come
         before sockets in a turn of the loop; after a pause of this process the leader's heartbeats lie there."""
-        now, unheard = self.clock.monotonic(), []
+        now, unheard, ticked = self.clock.monotonic(), [], dict[Group, bool]()
         for group_id in due:
-            group = self.groups.get(group_id)
-            if group is None:
+            if (group := self.groups.get(group_id)) is None:
                 continue
             deadline = group.next_deadline()
             if deadline > now:
                 self._timers.arm(group_id, deadline)
             elif read or group.raft.role is LEADER:
+                ticked[group] = group.raft.heartbeat_due <= now
                 group.tick(now)
                 self._dirty[group_id] = group
             else:
                 unheard.append(group_id)
+        for group in beat_along(self.groups, ticked, now, self.config.heartbeat_interval):
+            self._dirty[group.id] = group
         if unheard:
             self._after_sending(self._tick, unheard)
         if self._dirty:

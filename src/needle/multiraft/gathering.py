@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-LOOP_TURNS_MAX: Final = 3
+LOOP_TURNS_MAX: Final = 8
 """Of the few milliseconds for which requests are begun in one."""
 
 

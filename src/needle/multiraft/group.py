@@ -17,10 +17,11 @@ from typing import Any
 
 import msgspec
 
-from needle.base.errors import DeadlineExceeded, LostState, NeedleError, NoQuorum, NotLeader
-from needle.base.events import LOG_REPAIRED, REPLICA_LOST, tell
+from needle.base.errors import LostState, NeedleError, NoQuorum, NotLeader
+from needle.base.events import REPLICA_LOST, tell
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import GroupId, NodeId, group_name
+from needle.multiraft.apply_steps import ApplySteps
 from needle.multiraft.codec import Addressed, encode_conf
 from needle.multiraft.conditions import Conditions
 from needle.multiraft.group_compaction import Compaction
@@ -32,12 +33,12 @@ from needle.multiraft.ports import Applied, StateMachine
 from needle.multiraft.proposals import Proposals
 from needle.multiraft.reads import ReadRounds, not_leader
 from needle.multiraft.rebuild import Rebuild
-from needle.multiraft.repair import repair_done
+from needle.multiraft.repair import repair_done, tell_repaired
 from needle.multiraft.surroundings import Surroundings
 from needle.multiraft.waiters import Waiters
 from needle.raft.messages import Entry, EntryKind, Message, MessageType, Ready, SnapshotMeta
 from needle.raft.raft import Raft
-from needle.raft.state import LEADER
+from needle.raft.state import FAR, LEADER
 
 _log = logging.getLogger("needle.multiraft")
 _NORMAL = int(EntryKind.NORMAL)
@@ -97,9 +98,9 @@ class Group:
         self.appended = AppendTimes()
         self._host = host
         self._persisting = False
-        self.discarding = False
-        """What was fetched for snapshots is being removed."""
+        self.discarding = False  # what was fetched for snapshots is being removed
         self._applying = False
+        self._steps = ApplySteps(host.config)
         self._in_machine = False
         self._machine_idle: asyncio.Future[None] | None = None
         self.compaction = Compaction(self, host, self.snapshots, self.rebuild)
@@ -132,7 +133,7 @@ class Group:
 
     def set_quiesced(self) -> None:
         """Tell the core whether it may campaign."""
-        self.raft.set_quiesced(self._host.maintenance or not self.may_vote or self.machine.damage is not None)
+        self.raft.set_quiesced(not self.may_vote or self.machine.damage is not None, self._host.maintenance)
 
     # --- messages in ------------------------------------------------------------------------------------------------
     def receive(self, message: Message, now: float) -> str:
@@ -149,9 +150,23 @@ class Group:
         return ""
 
     # --- a loop turn ------------------------------------------------------------------------------------------------
+    def _may_apply(self, now: float) -> bool:
+        raft, busy = self.raft, self._applying or self.rebuild.running
+        if busy or not raft.follows_more:  # most turns end here
+            self._steps.next_deadline = FAR
+            return not busy
+        awaited = bool(self.proposals) or self.waiters.next_deadline < FAR  # not who gave up, which is still in there
+        return not self._steps.gathers(raft, self.log, awaited, now)
+
     @property
-    def _may_apply(self) -> bool:
-        return not self._applying and not self.rebuild.running
+    def gathers(self) -> bool:
+        """Whether what is committed is to be applied later, with others, if nobody waits for it."""
+        return self._steps.next_deadline < FAR
+
+    def has_work(self) -> bool:
+        """Whether a turn would find anything after a message that changes no deadline to an earlier one."""
+        waits = self.reads.queued or self.conditions.waiting or self.successors.waiting
+        return bool(waits) or self.raft.role is not LEADER or self.raft.has_ready()
 
     def take(self, turn: Turn, now: float, may_persist: bool) -> bool:
         """Take what the core has ready. True if something waits for the transaction in flight to finish."""
@@ -161,8 +176,8 @@ class Group:
         if self.reads.queued:
             self._begin_reads(now)
         persist = may_persist and not self._persisting
-        while raft.has_ready(persist=persist, apply=self._may_apply):
-            ready = raft.ready(persist=persist, apply=self._may_apply)
+        while raft.has_ready(persist=persist, apply=(apply := self._may_apply(now))):
+            ready = raft.ready(persist=persist, apply=apply)
             self._hand_out(turn, ready, now)
             if ready.snapshot is not None:
                 persist = False
@@ -173,14 +188,14 @@ class Group:
                 self._persisting = True
                 write = LogWrite(log=self.log, entries=ready.entries, hard_state=ready.hard_state)
                 turn.work.append(Work(self, ready, write))
-            else:
+            elif ready.messages_after_persist:
                 turn.post(self.id, ready.messages_after_persist)
         if not self.may_vote and not self._clearing_repair and repair_done(self.log):
             self._clearing_repair = True
             self._host.spawn(self._end_repair())
-        if self.successors and raft.leader:
+        if self.successors.waiting and raft.leader:
             self.successors.reached(raft.term)
-        if self.conditions:
+        if self.conditions.waiting:
             self.conditions.check()
         return not may_persist and raft.has_ready(apply=False)
 
@@ -194,10 +209,7 @@ class Group:
             self._applying = True
             turn.applies.append((self, self._to_apply(ready.committed)))
         if ready.reads:
-            late = DeadlineExceeded(
-                f"{group_name(self.id)} did not apply what the read waits for in time", group=self.id
-            )
-            self.reads.confirmed(ready.reads, self.raft.applied, self.waiters, late)
+            self.reads.confirmed(ready.reads, self.raft.applied, self.waiters, self.id)
         for context in ready.dropped_reads:
             self.reads.refuse(context, not_leader(self.id, self.raft.leader))
         if ready.snapshot_requests:
@@ -211,10 +223,11 @@ class Group:
             turn.post(self.id, work.ready.messages_after_persist)
 
     async def _end_repair(self) -> None:
-        await self._host.durable(LogWrite(log=self.log, repair=False))
+        repair, over = self.log.repair, LogWrite(log=self.log, repair=False)
+        await self._host.durable(over)
         self._clearing_repair = False
         self.set_quiesced()
-        tell(LOG_REPAIRED, group=group_name(self.id))
+        tell_repaired(self.id, repair)
 
     def _begin_reads(self, now: float) -> None:
         context = self.reads.begin()
@@ -354,16 +367,17 @@ class Group:
     # --- waiting ----------------------------------------------------------------------------------------------------
     def next_deadline(self) -> float:
         """When `tick` must be called next."""
-        first = min(self.raft.next_deadline(), self.proposals.next_deadline, self.reads.next_deadline)
+        proposals, reads = self.proposals.next_deadline, self.reads.next_deadline
+        first = min(self.raft.next_deadline(), proposals, reads, self._steps.next_deadline)
         for waits in (self.waiters, self.successors, self.conditions):
-            if waits:
+            if waits.waiting:  # seldom, and each turn asks
                 first = min(first, waits.next_deadline)
         return first
 
-    def tick(self, now: float) -> None:
-        """Drive the core's timers and the deadlines of whoever waits."""
+    def tick(self, now: float, beat: bool = False) -> None:
+        """Drive the core's timers and the deadlines of whoever waits. beat: see leadership.tick."""
         self.rebuild.look()
-        self.raft.tick(now)
+        self.raft.tick(now, beat)
         self.proposals.expire(now)
         if now >= self.reads.next_deadline:
             self.reads.expire(
@@ -371,7 +385,7 @@ class Group:
             )
         self.waiters.expire(now)
         self.successors.expire(now)
-        if self.conditions:
+        if self.conditions.waiting:
             self.conditions.expire(now)
 
     def fail_all(self, error: NeedleError) -> None:

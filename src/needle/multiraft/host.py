@@ -1,5 +1,4 @@
-"""The multi-Raft host: what servers ask of the Raft groups of a node. The work is done by its part, the engine
-(engine.py).
+"""The multi-Raft host: what servers ask of the Raft groups of a node. Its part, the engine, does the work (engine.py).
 
 Invariant: "not leader" is answered only for what never entered a log. It must not know what a state machine stores.
 """
@@ -23,11 +22,13 @@ from needle.base.errors import (
 )
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.model import RaftStatus
+from needle.multiraft.archives import UNNAMED
 from needle.multiraft.codec import ChunkRequest
 from needle.multiraft.engine import Engine
 from needle.multiraft.group import Group
 from needle.multiraft.heirs import Heirs, unheard
 from needle.multiraft.log.group_log import LogWrite
+from needle.multiraft.log.log_records import GIVEN_UP
 from needle.multiraft.member_changes import change_members
 from needle.multiraft.proposals import Receiver
 from needle.multiraft.reads import not_leader
@@ -41,11 +42,8 @@ from needle.raft.state import LEADER
 
 
 class Host:
-    """All Raft groups of one node. Methods are called on the event loop; see the module.
-
-    engine: runs the groups, from its `start` to its `stop`; who made it closes its pools, its store and the state
-    machines after that. heirs: who takes over what this node leads.
-    """
+    """All Raft groups of one node, on its event loop. engine: runs the groups, from its `start` to its `stop`; who made
+    it closes its pools, its store and the state machines after that. heirs: who takes over what this node leads."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -259,13 +257,13 @@ class Host:
     async def forget_state(self, group: GroupId) -> None:
         """Note durably that the state of a replica, which is not open, is about to be deleted on purpose. Term, vote
         and entries stay. If it is opened again without a state, it takes nobody for its members, fetches everything,
-        and does not vote until it has more than it ever acknowledged (repair.py). Raises InvalidArgument if it is
-        open."""
+        and does not vote until it has more than it ever acknowledged (repair.py), and nobody is told of damage. Raises
+        InvalidArgument if it is open."""
         if group in self.engine.groups:
             raise invalid("group", group, "a group that is not open on this node")
         log = self.engine.store.group(group)
-        if log.hard_state is not None and log.bootstrap != ConfState():
-            await self.engine.durable(LogWrite(log=log, bootstrap=ConfState()))
+        if log.hard_state is not None and not log.given_up:
+            await self.engine.durable(LogWrite(log=log, bootstrap=GIVEN_UP))
 
     # --- for an archive of the log -----------------------------------------------------------------------------------
     def committed(self, group: GroupId, after: int, upto: int, bytes_max: int) -> list[Entry] | None:
@@ -276,15 +274,26 @@ class Host:
             return [Entry(BOOTSTRAP_AT.index, BOOTSTRAP_AT.term, int(EntryKind.CONF_CHANGE), b"")]
         return None if after < log.start.index else log.entries(after + 1, upto + 1, bytes_max)
 
+    def has_upto(self, group: GroupId, index: int) -> int:
+        """The last entry up to `index` that the log here has and knows to be committed: what is applied may be ahead of
+        it for a moment, after a power cut, or while a disk is late."""
+        found = self.engine.find(group)
+        return min(index, found.log.last_index(), found.raft.commit)
+
     def term_of(self, group: GroupId, index: int) -> int:
         """The term of an entry; 0 if the log does not have it."""
         log = self.engine.find(group).log
         return log.term(index) if log.start.index <= index <= log.last_index() else 0
 
-    def note_archived(self, group: GroupId, target: str, index: int, until: int) -> None:
+    def note_archived(self, group: GroupId, target: str, index: int, until: int, begun: bool = False) -> None:
         """The archive at a target has the log up to `index`; what comes behind is kept for it, within bounds
-        (retention.py)."""
-        self.engine.find(group).compaction.archives.note(target, index, until, self.engine.clock.monotonic())
+        (retention.py). begun: it began there lately."""
+        self.engine.find(group).compaction.archives.note(target, index, until, self.engine.clock.monotonic(), begun)
+
+    def expect_archive(self, group: GroupId) -> None:
+        """Logs are archived, so its log is kept from where it begins until it is known what an archive has: who was
+        started again has forgotten that, and may be the only one that has entries that an archive lacks."""
+        self.note_archived(group, UNNAMED, 0, 0)
 
     def archived_until(self, group: GroupId) -> tuple[int, float]:
         """The clock of its leader up to which archives have said to have the log (microseconds since 1970), 0 if none
@@ -316,6 +325,16 @@ class Host:
         """Whether this node leads the group, as far as it knows."""
         return self.engine.find(group).raft.role is LEADER
 
+    def standing(self, group: GroupId) -> tuple[int, NodeId]:
+        """The last index applied here, and who leads, as far as this node knows ("": nobody)."""
+        raft = self.engine.find(group).raft
+        return raft.applied, raft.leader
+
+    def leads_in(self, group: GroupId, term: int) -> bool:
+        """Whether this node leads the group, and in this term, as far as it knows."""
+        raft = self.engine.find(group).raft
+        return raft.term == term and raft.role is LEADER
+
     def term(self, group: GroupId) -> int:
         """The current term, as far as this node knows."""
         return self.engine.find(group).raft.term
@@ -323,6 +342,10 @@ class Host:
     def applied_index(self, group: GroupId) -> int:
         """The last index applied here."""
         return self.engine.find(group).raft.applied
+
+    def applies_at_once(self, group: GroupId, index: int) -> bool:
+        """Whether an entry is only gathered here (apply_steps.py): who waits for it waits for its apply alone."""
+        return self.engine.find(group).gathers and self.has_upto(group, index) == index
 
     def is_at_rest(self, group: GroupId) -> bool:
         """Whether everything in this replica's log is applied here."""

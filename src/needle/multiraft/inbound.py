@@ -50,7 +50,7 @@ CALL_METHODS = (CHUNK_METHOD, HASHES_METHOD, BLOCKS_METHOD, STATE_METHOD, LIFE_M
 
 _OF_LEADER = frozenset(map(int, (MessageType.APPEND, MessageType.HEARTBEAT)))
 _VOTE, _VOTE_RESP = int(MessageType.VOTE), int(MessageType.VOTE_RESP)
-_APPEND_RESP = int(MessageType.APPEND_RESP)
+_APPEND_RESP, _HEARTBEAT_RESP = int(MessageType.APPEND_RESP), int(MessageType.HEARTBEAT_RESP)
 
 
 def _counts(raft: Raft, message: Message) -> bool:
@@ -133,7 +133,8 @@ class Inbound:
                         self._doubt(group, doubt)
                     elif _counts(group.raft, message):
                         host.lives.told(frm, group_id, message)
-                host.wake(group)
+                if message.type != _HEARTBEAT_RESP or group.has_work():  # most of these only say that a node is there
+                    host.wake(group)
         except NeedleError as error:
             host.fail(error)
         except Exception as error:  # as in a turn: a bug stops the node

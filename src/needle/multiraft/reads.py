@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from functools import partial
 
-from needle.base.errors import NeedleError, NotLeader
-from needle.base.ids import group_name
+from needle.base.errors import DeadlineExceeded, NeedleError, NotLeader
+from needle.base.ids import GroupId, group_name
 from needle.multiraft.waiters import Waiters
 from needle.raft.messages import ReadState
 
@@ -50,8 +51,9 @@ class ReadRounds:
             if not future.done():
                 future.set_exception(error)
 
-    def confirmed(self, states: Iterable[ReadState], applied: int, waiters: Waiters, late: NeedleError) -> None:
-        """These rounds are confirmed: their requests wait for their index to be applied."""
+    def confirmed(self, states: Iterable[ReadState], applied: int, waiters: Waiters, group: GroupId) -> None:
+        """These rounds of a group are confirmed: their requests wait for their index to be applied."""
+        late = partial(_late, group)
         for state in states:
             for future, deadline in self._rounds.pop(state.context, ()):
                 if future.done():
@@ -59,7 +61,7 @@ class ReadRounds:
                 if state.index <= applied:
                     future.set_result(state.index)
                 else:
-                    waiters.add(state.index, future, deadline, lambda: late)
+                    waiters.add(state.index, future, deadline, late)
 
     def expire(self, now: float, error: NeedleError) -> None:
         """Fail the requests whose deadline has passed without a confirmation."""
@@ -94,6 +96,10 @@ class ReadRounds:
                     future.set_exception(error)
         self._queued = []
         self._rounds = {}
+
+
+def _late(group: GroupId) -> DeadlineExceeded:
+    return DeadlineExceeded(f"{group_name(group)} did not apply what the read waits for in time", group=group)
 
 
 def not_leader(group: int, leader: str) -> NotLeader:

@@ -23,7 +23,7 @@ import logging
 import msgspec
 
 from needle.base.errors import CorruptLog, CorruptSnapshot, NeedleError
-from needle.base.events import LOG_DAMAGED, tell
+from needle.base.events import LOG_DAMAGED, LOG_REPAIRED, tell
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.multiraft.codec import decode_conf, decode_manifest, encode_conf
@@ -72,6 +72,12 @@ class Opener:
 
         Raises CorruptLog if what is lost cannot be had from peers safely; the message names a remedy.
         """
+        opened, log = self._opened(voters), self._log
+        if log.given_up:  # it is here again: what is lost from now on is lost
+            self._write(LogWrite(log=log, bootstrap=log.bootstrap))
+        return opened
+
+    def _opened(self, voters: tuple[NodeId, ...]) -> Opened:
         log, machine = self._log, self._machine
         if log.hard_state is None:
             self._bootstrap(voters)
@@ -196,20 +202,26 @@ class Opener:
             self._lose(damage.first_bad, damage.last_seen, damage.reason)
         elif applied > log.last_index():
             self._lose(log.last_index() + 1, applied, f"the log ends at {log.last_index()}, the state is at {applied}")
+        elif log.given_up and applied == 0 < log.start.index:
+            self._lose(1, log.last_index(), "this node had given it up, and has deleted its files", returned=True)
         elif applied < log.start.index:
             self._lose(
                 applied + 1, log.last_index(), f"the log starts after {log.start.index}, the state is at {applied}"
             )
 
-    def _lose(self, first_bad: int, lost_index: int, why: str) -> None:
-        """Drop the log from first_bad on, and record that the replica must not vote."""
+    def _lose(self, first_bad: int, lost_index: int, why: str, *, returned: bool = False) -> None:
+        """Drop the log from first_bad on, and record that the replica must not vote. returned: as in RepairRecord; it
+        may not vote either, but nobody has to be told of damage."""
         log, machine, hard_state = self._log, self._machine, self._log.hard_state
         name = group_name(log.group)
         error = CorruptLog(f"{name}: {why}", group=log.group, index=first_bad)
         conf = self._conf()
         if hard_state is None or {*conf.voters, *conf.voters_outgoing} == {self._node_id}:
             raise CorruptLog(f"{error.message}; no other replica has a copy. Remedy: restore a backup", **error.details)
-        tell(LOG_DAMAGED, group=name, why=why)
+        if returned:
+            _log.info("%s: %s: this replica does not vote until it has fetched all of it again", name, why)
+        else:
+            tell(LOG_DAMAGED, group=name, why=why)
         applied, keep = machine.applied_index(), max(first_bad - 1, log.start.index)
         write = LogWrite(log=log)
         if log.start.index <= applied <= keep <= log.last_index():
@@ -219,7 +231,7 @@ class Opener:
             write.reset = StartRecord(applied, machine.applied_term())
         commit = max(applied, min(hard_state.commit, keep))
         write.hard_state = HardState(hard_state.term + 1, "", commit)
-        write.repair = RepairRecord(hard_state.term, max(lost_index, log.last_index()), why)
+        write.repair = RepairRecord(hard_state.term, max(lost_index, log.last_index()), why, returned)
         self._failpoint("repair.before_commit")
         self._write(write)
         log.damage = None
@@ -229,6 +241,14 @@ class Opener:
 def repair_done(log: GroupLog) -> bool:
     """Whether a replica under repair may vote again: its last entry is of a later term than anything it lost."""
     return log.repair is not None and log.term(log.last_index()) > log.repair.lost_term
+
+
+def tell_repaired(group: GroupId, repair: RepairRecord | None) -> None:
+    """A repair is over."""
+    if repair is not None and repair.returned:
+        _log.info("%s: this replica has fetched all of it again, and votes", group_name(group))
+    else:
+        tell(LOG_REPAIRED, group=group_name(group))
 
 
 def not_while_repairing(log: GroupLog) -> NeedleError:

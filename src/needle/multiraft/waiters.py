@@ -27,17 +27,14 @@ class _Waiter(msgspec.Struct):
 
 
 class Waiters:
-    """Of one group. Deadlines are seconds of the node's monotonic clock."""
+    """Of one group. Deadlines are seconds of the node's monotonic clock. waiting: by number; [] if nobody waits."""
 
     def __init__(self) -> None:
         # Two heaps of the same: (number or deadline, which of them came first, the waiter).
-        self._by_number: list[tuple[int, int, _Waiter]] = []
+        self.waiting: list[tuple[int, int, _Waiter]] = []
         self._by_deadline: list[tuple[float, int, _Waiter]] = []
         self._order = count()
         self._tidy_at = _FEW
-
-    def __bool__(self) -> bool:
-        return bool(self._by_number)
 
     @property
     def next_deadline(self) -> float:
@@ -50,22 +47,22 @@ class Waiters:
     def add(self, number: int, future: asyncio.Future[int], deadline: float, late: Callable[[], NeedleError]) -> None:
         """Resolve `future` with `number` once that is reached; after `deadline` fail it with `late()`."""
         waiter, order = _Waiter(number, deadline, future, late), next(self._order)
-        heappush(self._by_number, (number, order, waiter))
+        heappush(self.waiting, (number, order, waiter))
         heappush(self._by_deadline, (deadline, order, waiter))
-        if len(self._by_deadline) >= self._tidy_at or len(self._by_number) >= self._tidy_at:
+        if len(self._by_deadline) >= self._tidy_at or len(self.waiting) >= self._tidy_at:
             self._tidy()
 
     def _tidy(self) -> None:
         """Let go of those that are done. Called when the number has doubled, so that it costs a constant for each."""
-        self._by_number = [one for one in self._by_number if not one[2].future.done()]
+        self.waiting = [one for one in self.waiting if not one[2].future.done()]
         self._by_deadline = [one for one in self._by_deadline if not one[2].future.done()]
-        heapify(self._by_number)
+        heapify(self.waiting)
         heapify(self._by_deadline)
-        self._tidy_at = max(_FEW, 2 * len(self._by_number))
+        self._tidy_at = max(_FEW, 2 * len(self.waiting))
 
     def reached(self, number: int) -> None:
         """Resolve whoever waits for `number` or less."""
-        heap = self._by_number
+        heap = self.waiting
         while heap and heap[0][0] <= number:
             waiter = heappop(heap)[2]
             if not waiter.future.done():
@@ -79,7 +76,7 @@ class Waiters:
 
     def fail_all(self, error: NeedleError) -> None:
         """The group stops."""
-        for _, _, waiter in self._by_number:
+        for _, _, waiter in self.waiting:
             if not waiter.future.done():
                 waiter.future.set_exception(error)
-        self._by_number, self._by_deadline = [], []
+        self.waiting, self._by_deadline = [], []

@@ -21,6 +21,9 @@ IMAGE: Final = "image"
 IMAGE_CHUNK: Final = "image_chunk"
 BACKED_UP: Final = "backed_up"
 
+BEGUN_SECONDS: Final = 3600.0
+"""So long an archive is one that began: for as long nodes keep their logs for one that they only expect."""
+
 
 class LoggedEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """An entry of a log. data: b"" where it has no command."""
@@ -35,7 +38,8 @@ class LogCall(msgspec.Struct, frozen=True, array_like=True):
     archive has the log durably, and by which clock of a leader that was all there was (microseconds since 1970).
     target: where the archive is, by a name of its own: each has a place, so that none loses its hold on the log by what
     another one has. follower: a replica that does not lead answers, too, of what it has applied: a leader that came
-    by a snapshot lacks what is behind it."""
+    by a snapshot lacks what is behind it. begun: the archive of this shard began there within the last hour: it is not
+    the one that a node expects which was started before (multiraft/archives.py)."""
 
     group: GroupId
     after: int
@@ -45,6 +49,7 @@ class LogCall(msgspec.Struct, frozen=True, array_like=True):
     timeout: float = 10.0
     target: str = ""
     follower: bool = False
+    begun: bool = False
 
 
 class LogAnswer(msgspec.Struct, frozen=True, array_like=True):

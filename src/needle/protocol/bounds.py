@@ -19,7 +19,7 @@ from needle.base.errors import Forbidden
 from needle.protocol import calls, commands
 from needle.protocol.change_calls import CHANGES
 from needle.protocol.commands import Asked, Bound, Command, OfDocuments, OpenSession
-from needle.protocol.node_calls import SEARCH_SHARDS
+from needle.protocol.node_calls import READ_SHARDS, SEARCH_SHARDS, ReadShardsCall, asked_of_each
 from needle.protocol.peer_calls import SHARD_LEADER, TOPOLOGY, WHO
 
 _KEY_BYTES: Final = 16
@@ -52,6 +52,12 @@ def _in_request(call: Any, bound: Bound) -> Any:
     return msgspec.structs.replace(call, request=msgspec.structs.replace(call.request, bound=bound.filter))
 
 
+def _in_each(call: ReadShardsCall, bound: Bound) -> Any:
+    """Raises InvalidArgument."""
+    method, asked = asked_of_each(call)
+    return msgspec.structs.replace(call, **{method: BY_METHOD[method](asked, bound)})
+
+
 def _in_command(call: Any, bound: Bound) -> Any:
     """Raises UnsupportedFormat."""
     command = bound_command(command_in(call), bound)
@@ -71,6 +77,7 @@ BY_METHOD: Final[dict[str, Put]] = {
     calls.SEARCH: _in_request,
     calls.SEARCH_MANY: _in_request,
     SEARCH_SHARDS: _in_request,
+    READ_SHARDS: _in_each,
     calls.GET: _in_call,
     calls.COUNT: _in_call,
     calls.FACET: _in_call,
@@ -109,6 +116,9 @@ def renamed(call: Any, collection: str) -> Any:
     if isinstance(call, calls.WriteCall):
         command: Any = command_in(call)
         return _with_command(call, msgspec.structs.replace(command, collection=collection), call.asked)
+    if isinstance(call, ReadShardsCall):
+        method, asked = asked_of_each(call)
+        return msgspec.structs.replace(call, **{method: renamed(asked, collection)})
     if (request := getattr(call, "request", None)) is not None:
         return msgspec.structs.replace(call, request=msgspec.structs.replace(request, collection=collection))
     return msgspec.structs.replace(call, collection=collection)

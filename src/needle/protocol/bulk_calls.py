@@ -18,6 +18,7 @@ from typing import Final
 
 import msgspec
 
+from needle.base.config import Limits
 from needle.base.ids import GroupId
 from needle.base.model import CollectionSpec
 from needle.protocol.upkeep_commands import LoadRows
@@ -73,10 +74,12 @@ class BulkHereCall(msgspec.Struct, frozen=True, array_like=True):
 
 class BulkHereAnswer(msgspec.Struct, frozen=True, array_like=True):
     """Bytes of each; -1: all of it, compared with its checksum, and durable. room: bytes that the node's disk takes
-    before data is refused."""
+    before data is refused. id_bytes_max, metadata_bytes_max: the node's settings, by which it judges a load."""
 
     here: list[int]
     room: int = 0
+    id_bytes_max: int = Limits().id_bytes_max
+    metadata_bytes_max: int = Limits().metadata_bytes_max
 
 
 class BulkLoadCall(msgspec.Struct, frozen=True, array_like=True):

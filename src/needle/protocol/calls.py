@@ -30,7 +30,7 @@ import msgspec
 
 from needle.base.collection_sizes import CollectionSize
 from needle.base.decoding import DECODE_ERRORS
-from needle.base.errors import ProtocolError
+from needle.base.errors import ProtocolError, invalid
 from needle.base.filters.ordering import Key, ScanOrder
 from needle.base.filters.values import Value, rank
 from needle.base.ids import GroupId, NodeId
@@ -105,8 +105,16 @@ class SearchCall(msgspec.Struct, frozen=True, array_like=True):
     epoch: int = 0
 
 
-QUERIES_MAX = 1000
-"""Of one SearchManyCall."""
+QUERIES_MAX, MANY_BYTES_MAX = 1000, 48 << 20
+"""Of one SearchManyCall, and bytes of its hits."""
+
+
+def check_queries(count: int, vectors: bytes) -> None:
+    """vectors: `count` of them, one after the other. Raises InvalidArgument for too few, too many, or other lengths."""
+    if not 1 <= count <= QUERIES_MAX:
+        raise invalid("queries", f"{count} vectors", f"1 to {QUERIES_MAX} in one call")
+    if len(vectors) % count:
+        raise invalid("queries", f"{len(vectors)} bytes", f"{count} vectors of equal length")
 
 
 class SearchManyCall(msgspec.Struct, frozen=True, array_like=True):

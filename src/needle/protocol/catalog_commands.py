@@ -7,7 +7,7 @@ apply it alike.
 
 from __future__ import annotations
 
-from typing import ClassVar, Final, Literal
+from typing import ClassVar, Literal
 
 import msgspec
 
@@ -17,6 +17,7 @@ from needle.base.ids import GroupId, NodeId
 from needle.base.model import CollectionSpec, IndexParams, VectorChange, VectorSpec
 from needle.base.versions import EMPTIES, FIRST, NAMED, SAID, SPARSE
 from needle.protocol.key_commands import CreateKey, LimitKey, RevokeKey
+from needle.protocol.spec_versions import OF_SPECS, OF_VECTORS
 from needle.protocol.vector_commands import VectorCommand
 from needle.protocol.versioned import Versioned, check_known, shortened, written
 from needle.routing.jobs import Job, RebalanceConfig
@@ -35,10 +36,6 @@ class Identity(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
 
     nonce: int
     since: int
-
-
-OF_SPECS: Final = {"spec.ttl": 2, "spec.index.kind": 4, "spec.model": 4, "spec.dtype": 5, "spec.text": 5}
-"""The versions that brought fields to what a collection is made as."""
 
 
 class CreateCluster(Versioned, frozen=True, tag="cluster"):
@@ -152,7 +149,7 @@ class CreateCollection(Versioned, frozen=True, tag="create"):
     """nonce: random; tells a call repeated without an identity, as long as its collection is there. fields: declared
     from the beginning, as by DeclareField. vectors: so these, by AddVector; sparse: so these, by DeclareSparse."""
 
-    NEWER: ClassVar[dict[str, int]] = OF_SPECS | {"fields": 4, "vectors": NAMED, "sparse": SPARSE}
+    NEWER: ClassVar[dict[str, int]] = OF_SPECS | OF_VECTORS | {"fields": 4, "sparse": SPARSE}
 
     spec: CollectionSpec
     if_absent: bool

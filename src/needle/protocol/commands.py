@@ -20,6 +20,7 @@ from needle.base.versions import NAMED
 from needle.protocol.move_commands import MoveCommand
 from needle.protocol.named import Named as Named
 from needle.protocol.named import taken_of
+from needle.protocol.spec_versions import OF_SPEC_TYPES, OF_TYPES
 from needle.protocol.stamps import HEAD_BYTES, STAMPED, STAMPED_SINCE, head
 from needle.protocol.upkeep_commands import Compare as Compare
 from needle.protocol.upkeep_commands import EndPins as EndPins
@@ -87,7 +88,7 @@ class OpenSession(Versioned, frozen=True, tag="open"):
 class CreateCollection(Versioned, frozen=True, tag="create"):
     """if_absent: answer instead of failing when an equal collection exists."""
 
-    NEWER: ClassVar[dict[str, int]] = {"spec.index.kind": 4, "spec.dtype": 5, "spec.of": NAMED}
+    NEWER: ClassVar[dict[str, int]] = {"spec.index.kind": 4, "spec.of": NAMED} | OF_SPEC_TYPES
 
     spec: CollectionSpec
     if_absent: bool = False
@@ -109,7 +110,7 @@ class Insert(Versioned, frozen=True, tag="put"):
     replaced leaves nothing. named: the named vectors, each at most once; those that it does not name a document then
     does not have."""
 
-    NEWER: ClassVar[dict[str, int]] = {"expires": 2, "bound": 3, "dtype": 5, "named": NAMED}
+    NEWER: ClassVar[dict[str, int]] = {"expires": 2, "bound": 3, "named": NAMED} | OF_TYPES
     FILTERS: ClassVar[tuple[str, ...]] = ("matches", "bound.filter")
 
     collection: str
@@ -211,7 +212,7 @@ class UpdateVectors(Versioned, frozen=True, tag="vectors"):
     documents keep their other vectors, as they do without it, too. gone: those that have this one have it no more, and
     these count; vectors is empty then."""
 
-    NEWER: ClassVar[dict[str, int]] = {"expires": 2, "bound": 3, "dtype": 5, "name": NAMED, "gone": NAMED}
+    NEWER: ClassVar[dict[str, int]] = {"expires": 2, "bound": 3, "name": NAMED, "gone": NAMED} | OF_TYPES
     FILTERS: ClassVar[tuple[str, ...]] = ("matches", "bound.filter")
 
     collection: str

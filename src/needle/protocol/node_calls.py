@@ -1,11 +1,12 @@
-"""A search of several shards of one node in one call (docs/adr/0096).
+"""A read of several shards of one node in one call (docs/adr/0096, docs/adr/0123).
 
 | method | takes | answers |
 |---|---|---|
 | search_shards | SearchShardsCall | SearchShardsAnswer |
+| read_shards | ReadShardsCall | ReadShardsAnswer |
 
-Invariant: the answer says of each shard that was asked, in that order, either on which ranges and at which index it was
-searched, or why it was not; and of each hit whose it is. A node of a release before answers UnknownMethod.
+Invariant: the answer says of each shard that was asked, in that order, either on which ranges it was read, and of a
+search at which index, or why it was not; and of each hit whose it is. A node of a release before answers UnknownMethod.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from typing import Annotated, Final
 
 import msgspec
 
-from needle.base.errors import Detail, NeedleError, from_wire
+from needle.base.errors import Detail, NeedleError, from_wire, invalid
 from needle.base.ids import GroupId
 from needle.base.model import HitBatch, SearchRequest
-from needle.protocol.calls import Freshness
+from needle.protocol.calls import CountCall, FacetCall, Freshness, GetCall, Ids, SearchCall
 
 SEARCH_SHARDS: Final = "search_shards"
+READ_SHARDS: Final = "read_shards"
 SHARDS_MAX: Final = 256
 """Of one call."""
 
@@ -83,3 +85,45 @@ class NodeHits(msgspec.Struct, frozen=True, array_like=True):
 
     batches: list[HitBatch]
     places: list[list[int]]
+
+
+OfShard = GetCall | CountCall | FacetCall | SearchCall
+"""What each shard of a ReadShardsCall is asked."""
+
+
+class ReadShardsCall(msgspec.Struct, frozen=True, array_like=True):
+    """epoch, freshness: as of SearchShardsCall. get, count, facet, search: one of these, which is what each shard is
+    asked; its own group, freshness and epoch count for nothing. ids: of a get, those of each shard."""
+
+    shards: Annotated[list[AskedShard], msgspec.Meta(min_length=1, max_length=SHARDS_MAX)]
+    freshness: Freshness
+    epoch: int
+    get: GetCall | None = None
+    count: CountCall | None = None
+    facet: FacetCall | None = None
+    search: SearchCall | None = None
+    ids: Annotated[list[Ids], msgspec.Meta(max_length=SHARDS_MAX)] = []
+
+
+def asked_of_each(call: ReadShardsCall) -> tuple[str, OfShard]:
+    """The method, which is also the name of the field, and what each shard is asked by it. Raises InvalidArgument."""
+    there = [(name, one) for name in ("get", "count", "facet", "search") if (one := getattr(call, name)) is not None]
+    if len(there) != 1:
+        raise invalid("body", [name for name, _ in there], "one of get, count, facet, search")
+    return there[0]
+
+
+class ReadShard(msgspec.Struct, frozen=True, array_like=True):
+    """fingerprint: as in ShardAnswer. body: what the shard answers. refused: why it does not. Neither of them: there is
+    no room for it in this answer, and it has to be asked alone."""
+
+    fingerprint: int = 0
+    body: memoryview | None = None
+    refused: Refused | None = None
+
+
+class ReadShardsAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """epoch: of the map that all shards answered by. shards: in the order in which they were asked."""
+
+    epoch: int
+    shards: list[ReadShard]

@@ -27,6 +27,7 @@ from needle.base.errors import InvalidArgument, LostState
 from needle.base.ids import GroupId, NodeId
 from needle.base.versions import FIRST
 from needle.routing.topology import Topology
+from needle.routing.topology_changes import Changes
 
 SHARD_LEADER: Final = "shard_leader"
 TOPOLOGY: Final = "topology"
@@ -58,19 +59,27 @@ class ReceivedAnswer(msgspec.Struct, frozen=True, array_like=True):
 class TopologyCall(msgspec.Struct, frozen=True, array_like=True):
     """The newest topology the node has, as soon as it is newer than `version` or `wait` seconds are over. confirmed:
     at least as new as everything committed before the call; the catalog's leader only. founding: of the topology that
-    the caller has, so that one which is confirmed as it stands need not travel; 0 to have it anyhow."""
+    the caller has, so that one which is confirmed as it stands need not travel; 0 to have it anyhow. form: the
+    caller's `topology_changes.FORM` if what changed since will do; 0 for the whole, of earlier releases, too."""
 
     version: int
     wait: float = 0.0
     confirmed: bool = False
     founding: int = 0
+    form: int = 0
 
 
 class TopologyAnswer(msgspec.Struct, frozen=True, array_like=True):
-    """topology: None when none is newer than the version asked with."""
+    """topology: None when none is newer than the version asked with. changes: in its place, to who asked for them."""
 
     node_id: NodeId
     topology: Topology | None
+    changes: Changes | None = None
+
+    @property
+    def has_news(self) -> bool:
+        """Whether the node has a newer one than was asked with."""
+        return self.topology is not None or self.changes is not None
 
 
 class CatalogCall(msgspec.Struct, frozen=True, array_like=True):

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from needle.base.model import VectorSpec
 from needle.base.versions import NAMED, SPARSE
+from needle.protocol.spec_versions import OF_BITS
 from needle.protocol.versioned import Versioned
 
 
@@ -14,6 +15,7 @@ class AddVector(Versioned, frozen=True, tag="add-vector"):
     there is an equal one. The answer's version is the id of the vector."""
 
     SINCE: ClassVar[int] = NAMED
+    NEWER: ClassVar[dict[str, int]] = OF_BITS
 
     name: str
     id: int

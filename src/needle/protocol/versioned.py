@@ -6,8 +6,9 @@ read it; an entry with more fields than this release knows does not decode, so n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from operator import attrgetter
 from typing import Any, ClassVar, Final
 
 import msgspec
@@ -24,12 +25,15 @@ APPLIED_LIMITS: Final = Limits(filter_depth_max=200, filter_nodes_max=1_000_000)
 _OPERATORS: Final = [one.since for one in OPERATORS.values()]
 ARRAY_MAX: Final = 15
 """Elements of an array whose head is one byte; a command has its tag in front."""
+SMALL_BYTES: Final = 64 * 1024
+"""What is smaller is copied once more for less than it takes to avoid it."""
 _encoder = msgspec.msgpack.Encoder()
 
 
 class Versioned(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """SINCE: the version that brought the command. NEWER: the versions that brought fields to it later, also to a
-    struct in it ("change.expires"); such a field counts unless it has its default, as if releases before had it.
+    struct in it ("change.expires"); such a field counts unless it has its default, as if releases before had it. Of
+    values that came later than their field: "spec.dtype=bit", "*" for each of a list and a number for one of it.
     FILTERS: its fields with filters (JSON, b"" for none), whose operators are judged when it is applied."""
 
     SINCE: ClassVar[int] = FIRST
@@ -51,24 +55,30 @@ class Versioned(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
 def written(prefix: bytes, command: Versioned) -> bytes:
     """A command in MessagePack, behind `prefix`: without the fields at its end that came later and have their default,
     for nodes of releases before refuse an entry with more fields than they know."""
-    data, dropped, size = _encoder.encode(command), 0, 0
+    data, kind = _encoder.encode(command), type(command)
+    read, defaults, dropped, size = _all_later(kind)
+    if dropped and read(command) != defaults:  # most have none of them: they are looked at together
+        dropped, size = _dropped(command)
+    if not dropped:
+        return prefix + data
+    # The first byte is that of an array of at most 15, which `_later` has made sure of.
+    head = prefix + (data[0] - dropped).to_bytes(1, "big")
+    return head + data[1:-size] if len(data) < SMALL_BYTES else b"".join((head, memoryview(data)[1:-size]))
+
+
+def _dropped(command: Versioned) -> tuple[int, int]:
+    """How many fields at its end have their default, and the bytes that these take."""
+    dropped = size = 0
     for name, default, width in _later(type(command)):
         if getattr(command, name) != default:
             break
         dropped, size = dropped + 1, size + width
-    if not dropped:
-        return prefix + data
-    # The first byte is that of an array of at most 15, which `_later` has made sure of.
-    return b"".join((prefix, (data[0] - dropped).to_bytes(1, "big"), memoryview(data)[1 : len(data) - size]))
+    return dropped, size
 
 
 def shortened(command: Versioned) -> object:
     """What `written` writes, to be encoded."""
-    dropped = 0
-    for name, default, _ in _later(type(command)):
-        if getattr(command, name) != default:
-            break
-        dropped += 1
+    dropped, _ = _dropped(command)
     values = msgspec.structs.astuple(command)
     return [command.__struct_config__.tag, *values[: len(values) - dropped]] if dropped else command
 
@@ -87,12 +97,35 @@ def _later(kind: type[Versioned]) -> tuple[tuple[str, Any, int], ...]:
     return tuple(found)
 
 
+@cache
+def _all_later(kind: type[Versioned]) -> tuple[Callable[[Versioned], Any], Any, int, int]:
+    """What reads all of these fields, their defaults as it gives them, how many they are, and the bytes of the
+    defaults."""
+    found = _later(kind)
+    names, defaults = [name for name, _, _ in found], tuple(default for _, default, _ in found)
+    read = attrgetter(*names) if names else id  # nobody asks it
+    return read, defaults if len(names) > 1 else defaults[0] if names else None, len(found), sum(w for *_, w in found)
+
+
 def _used(command: Versioned, path: str) -> bool:
-    """Whether a field has another value than its default."""
+    """Whether a field has another value than its default; or that value."""
+    path, said, value = path.partition("=")
+    if said:
+        return value in _all_at(command, path.split("."))
     around, _, name = path.rpartition(".")
     holder: Any = _at(command, around) if around else command
     kind: type[msgspec.Struct] = type(holder)
     return holder is not None and getattr(holder, name) != _defaults(kind)[name]
+
+
+def _all_at(holder: Any, path: Sequence[str]) -> list[Any]:
+    """What fields hold; nothing where something on the way to them is missing."""
+    if not path or holder is None:
+        return [] if holder is None else [holder]
+    part, *rest = path
+    if part == "*":
+        return [found for one in holder for found in _all_at(one, rest)]
+    return _all_at(holder[int(part)] if part.isdigit() else getattr(holder, part), rest)
 
 
 def _at(command: Versioned, path: str) -> Any:

@@ -6,6 +6,7 @@ It must not know where they come from; `needle.base.config` holds the user's con
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from needle.base.ids import NodeId
 
@@ -36,7 +37,7 @@ class CoreConfig:
     commit_notice_entries: int = 8
     disk_stall_min: float = 2.0
 
-    @property
+    @cached_property  # each leased read asks for it
     def lease_duration(self) -> float:
         """How long after the send time of a confirmed round the leader may serve leased reads (thesis, 6.4.1).
 

@@ -7,6 +7,8 @@ neither for a whole election timeout unless the leader's connection ended: on a 
 
 from __future__ import annotations
 
+from typing import Final
+
 from needle.base.ids import NodeId
 from needle.raft.causes import Cause
 from needle.raft.messages import NO_LEADER, Message, MessageType
@@ -15,6 +17,8 @@ from needle.raft.state import LEADER, NEVER, Role, State
 
 DEAD_LEADER_JITTER = 0.5
 """Of a lease timeout, beyond the promise: how far those campaign apart who saw their leader's connection end."""
+NEEDED_TIMEOUTS: Final = 2.0
+"""Of an election timeout, the longest that a follower waits before it campaigns: see `is_needed`."""
 
 
 def is_promised(s: State, candidate: str) -> bool:
@@ -49,7 +53,13 @@ def on_timeout(s: State) -> None:
 
 def campaign(s: State, cause: Cause) -> None:
     """Ask whether the others would vote, if this node may lead at all. Changes no term yet."""
-    if s.quiesced or not s.is_promotable() or s.has_unapplied_conf_change() or is_disk_stalled(s):
+    if (
+        s.quiesced
+        or (s.resting and not is_needed(s))
+        or not s.is_promotable()
+        or s.has_unapplied_conf_change()
+        or is_disk_stalled(s)
+    ):
         s.reset_election_deadline()
         return
     alone = s.conf.voters == (s.id,) and not s.conf.voters_outgoing
@@ -65,6 +75,19 @@ def campaign(s: State, cause: Cause) -> None:
         _ask(s, MessageType.PRE_VOTE, s.term + 1, force=False)
 
 
+def is_needed(s: State) -> bool:
+    """Whether a node that is to lead nothing has to, all the same: it has what candidates lack, so it could not vote
+    for them, for so long, with nobody leading, that whoever else has that, too, would have led by now."""
+    return s.needed_since + NEEDED_TIMEOUTS * s.config.election_timeout <= s.now < s.needed_until
+
+
+def _refuse_who_lacks(s: State) -> None:
+    """A candidate's log is behind that of this node, which rests."""
+    if s.now >= s.needed_until:
+        s.needed_since = s.now
+    s.needed_until = s.now + 2 * NEEDED_TIMEOUTS * s.config.election_timeout
+
+
 def on_disconnect(s: State, node: NodeId) -> None:
     """The leader ended its connection, as a process that was killed does: be ready to campaign soon after the promise
     to it no longer binds, not up to an election timeout later. Any message of it takes that back: `follower.follow`."""
@@ -77,7 +100,7 @@ def on_disconnect(s: State, node: NodeId) -> None:
 
 def campaign_by_force(s: State) -> None:
     """The leader asked this node to take over: no pre-vote, and voters disregard their promise to that leader."""
-    if s.quiesced or not s.is_promotable() or is_disk_stalled(s):
+    if s.quiesced or s.resting or not s.is_promotable() or is_disk_stalled(s):
         return
     if s.has_unapplied_conf_change():
         s.deferred_timeout_now = s.term
@@ -152,7 +175,10 @@ def on_vote_request(s: State, m: Message) -> None:
     _learn_commit(s, m)
     free = s.vote == m.frm or (s.vote == NO_LEADER and s.leader == NO_LEADER)
     is_pre = m.type == MessageType.PRE_VOTE
-    grant = (free or (is_pre and m.term > s.term)) and s.log.is_up_to_date(m.index, m.log_term)
+    has_all = s.log.is_up_to_date(m.index, m.log_term)
+    if s.resting and not has_all:
+        _refuse_who_lacks(s)
+    grant = (free or (is_pre and m.term > s.term)) and has_all
     if grant and not is_pre:
         s.vote = m.frm
         s.reset_election_deadline()

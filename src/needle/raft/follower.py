@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from needle.base.ids import NodeId
 from needle.raft.messages import Doubt, DoubtKind, Message, MessageType
-from needle.raft.state import Role, State
+from needle.raft.state import NEVER, Role, State
 
 
 def follow(s: State, leader: NodeId) -> None:
@@ -17,6 +17,7 @@ def follow(s: State, leader: NodeId) -> None:
         s.become_follower(s.term, leader)
     else:
         s.extend_election_deadline()
+    s.needed_until = NEVER  # somebody can lead
     s.promise()
 
 

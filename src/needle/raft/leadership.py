@@ -13,8 +13,9 @@ from needle.raft.quorum import quorum_value
 from needle.raft.state import NEVER, State
 
 
-def tick(s: State) -> None:
-    """Let time pass on a leader; afterwards it may be one no longer."""
+def tick(s: State, beat: bool = False) -> None:
+    """Let time pass on a leader; afterwards it may be one no longer. beat: other groups of this node send heartbeats
+    now: these go along if half of their interval has passed. Then both are due together from now on, in one frame."""
     stalled = election.is_disk_stalled(s)
     if not stalled and hears_quorum(s):
         s.listens_until = NEVER
@@ -23,7 +24,8 @@ def tick(s: State) -> None:
         return
     transfer.on_tick(s)
     replication.retry_snapshots(s)
-    if s.now >= s.heartbeat_due:
+    early = s.config.heartbeat_interval / 2 if beat else 0.0
+    if s.now >= s.heartbeat_due - early:
         s.heartbeat_wanted = True
         s.heartbeat_due = s.now + s.config.heartbeat_interval
         if transfer.is_under_way(s):

@@ -19,9 +19,9 @@ def has_ready(s: State, persist: bool, apply: bool) -> bool:
         return True
     if s.role is LEADER and replication.wants_to_send(s):
         return True
-    if persist and _may_persist(s) and (s.messages_after_persist or s.needs_disk()):
+    if persist and (s.messages_after_persist or s.needs_disk()) and _may_persist(s):
         return True
-    return apply and s.applying == s.applied < min(s.commit, s.log.durable_index)
+    return apply and s.applied < s.commit and s.applying == s.applied < s.log.durable_index
 
 
 def _may_persist(s: State) -> bool:
@@ -54,14 +54,15 @@ def take(s: State, persist: bool, apply: bool) -> Ready:
         snapshot=snapshot,
         messages=tuple(s.messages),
         messages_after_persist=after,
-        committed=_next_page(s) if apply else (),
+        committed=_next_page(s) if apply and s.applied < s.commit else (),
         reads=tuple(s.reads),
         dropped_reads=tuple(s.dropped_reads),
         snapshot_requests=tuple(s.snapshot_requests),
         must_sync=must_sync,
     )
     for waiting in (s.messages, s.reads, s.dropped_reads, s.snapshot_requests):
-        waiting.clear()
+        if waiting:
+            waiting.clear()
     if must_sync:
         s.writing = result
     return result

@@ -12,17 +12,7 @@ from collections.abc import Callable
 
 from needle.base.errors import CorruptLog, Internal, NotLeader, Overloaded
 from needle.base.ids import NodeId
-from needle.raft import (
-    conf_changes,
-    election,
-    follower,
-    leadership,
-    lease,
-    output,
-    plausible,
-    replication,
-    transfer,
-)
+from needle.raft import conf_changes, election, follower, leadership, lease, output, plausible, replication, transfer
 from needle.raft.causes import Cause, Causes
 from needle.raft.config import CoreConfig
 from needle.raft.log import LogStorage, RaftLog
@@ -132,25 +122,22 @@ class Raft:
             s.become_follower(term, message.frm if kind in _FROM_LEADER else NO_LEADER, cause)
             if goes_on:
                 election.campaign(s, cause)
-        if s.role is LEADER:
-            on_answer = _LEADER_HANDLERS.get(kind)
-            if on_answer is not None:
-                on_answer(s, message)
-                conf_changes.maybe_leave_joint(s)
-                return
-        handler = _HANDLERS.get(kind)
-        if handler is not None:
+        if s.role is LEADER and (on_answer := _LEADER_HANDLERS.get(kind)) is not None:
+            on_answer(s, message)
+            conf_changes.maybe_leave_joint(s)
+            return
+        if (handler := _HANDLERS.get(kind)) is not None:
             handler(s, message)
 
-    def tick(self, now: float) -> None:
-        """Let time pass: elections, heartbeats, check-quorum, transfer timeout, snapshot retry, stalled disk."""
+    def tick(self, now: float, beat: bool = False) -> None:
+        """Let time pass: elections, heartbeats (leadership.tick), check-quorum, transfers, snapshots, stalled disk."""
         s = self._s
         s.now = now
         s.note_disk()
         if s.retired:
             return
         if s.role is LEADER:
-            leadership.tick(s)
+            leadership.tick(s, beat)
             conf_changes.maybe_leave_joint(s)
         elif now >= s.election_deadline:
             election.on_timeout(s)
@@ -163,11 +150,9 @@ class Raft:
     def next_deadline(self) -> float:
         """When `tick` must be called next, at the latest."""
         s = self._s
-        if s.retired:
-            return FAR
-        if s.role is LEADER:
+        if s.role is LEADER and not s.retired:
             return min(s.heartbeat_due, s.commit_notice_at, s.transfer_deadline)
-        return s.election_deadline
+        return FAR if s.retired else s.election_deadline
 
     def propose(self, data: bytes, now: float) -> tuple[int, int]:
         """Append a command to the leader's log; returns its (index, term). Sent and written by the next Ready.
@@ -231,9 +216,9 @@ class Raft:
         if s.role is not LEADER and not s.retired:
             election.campaign(s, Cause.FORCED)
 
-    def set_quiesced(self, on: bool) -> None:
-        """Maintenance: while on, never campaigns and ignores TIMEOUT_NOW; still votes and follows."""
-        self._s.quiesced = on
+    def set_quiesced(self, on: bool, resting: bool = False) -> None:
+        """Never campaigns and takes no TIMEOUT_NOW; still votes and follows. resting: unless nobody else can win."""
+        self._s.quiesced, self._s.resting = on, resting
 
     def retire(self, now: float) -> None:
         """This replica lost what others count on, or cannot tell: it never votes, leads, acknowledges or applies more.
@@ -348,6 +333,21 @@ class Raft:
     def role(self) -> Role:
         return self._s.role
 
+    def is_still(self, role: Role, leader: NodeId, conf: ConfState) -> bool:
+        """Whether `role`, `leader` and `conf` are these. Each turn asks."""
+        return self._s.role is role and self._s.leader == leader and self._s.conf is conf
+
+    @property
+    def heartbeat_due(self) -> float:
+        """When a leader sends a heartbeat in any case; FAR elsewhere."""
+        return self._s.heartbeat_due
+
+    @property
+    def follows_more(self) -> bool:
+        """Whether this replica, which does not lead, knows of committed entries that are not applied."""
+        s = self._s
+        return s.applied < s.commit and s.role is not LEADER
+
     @property
     def commit(self) -> int:
         return self._s.commit
@@ -382,8 +382,7 @@ class Raft:
 
     def holds(self, node: NodeId, index: int) -> bool:
         """Leader: whether this node counts another one's log as equal to its own up to `index`."""
-        progress = self._s.progress.get(node)
-        return progress is not None and index <= progress.match
+        return (progress := self._s.progress.get(node)) is not None and index <= progress.match
 
     @property
     def leader_changes(self) -> int:

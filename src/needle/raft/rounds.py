@@ -38,6 +38,8 @@ def begin(s: State) -> None:
 
 def confirm(s: State) -> None:
     """Leader: after new answers or a new configuration, release the reads and extend the lease that they prove."""
+    if s.confirmed_round == s.round and not s.reads_waiting:
+        return  # nothing later has begun: the answers of those who were not waited for end here
     progress = s.progress
 
     def acked(node: NodeId) -> int:

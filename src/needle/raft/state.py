@@ -62,6 +62,7 @@ class State:
         disk_waits_since: Callable[[], float],
     ) -> None:
         self.config = config
+        self.binding = config.binding  # each message of a leader asks
         self.id: NodeId = config.node_id
         self.log = log
         self.random_timeout = random_timeout
@@ -96,8 +97,10 @@ class State:
         # election
         self.retired = False
         self.quiesced = False
+        self.resting = False
+        self.needed_since = self.needed_until = NEVER  # while resting: see election.is_needed
         self.votes: dict[NodeId, bool] = {}
-        self.promise_until = now + config.binding  # refuses votes until then (lease rule 1)
+        self.promise_until = now + self.binding  # refuses votes until then (lease rule 1)
         self.bound_until = self.promise_until  # the part of the promise that leases count on
         if self.is_fresh():
             # Nobody can hold a lease that counts on this node: it never acknowledged anything in any term.
@@ -156,14 +159,16 @@ class State:
     def needs_disk(self) -> bool:
         """Whether anything waits to be written that needs an fsync. A new commit index alone does not: it is
         written along with the next thing that does."""
-        handed = self.handed_hard_state
-        log = self.log
-        return log.has_unwritten() or log.snapshot is not None or self.term != handed.term or self.vote != handed.vote
+        handed, log = self.handed_hard_state, self.log
+        unwritten = log.handed < log.offset + len(log.entries)  # log.has_unwritten(): each message and turn asks
+        return unwritten or log.snapshot is not None or self.term != handed.term or self.vote != handed.vote
 
     def note_disk(self) -> None:
         """Keep `disk_idle_at` fresh while nothing is written, here or by other groups on the same disk."""
         if self.writing is None and not self.needs_disk():
-            self.disk_idle_at = max(self.disk_idle_at, min(self.now, self.disk_waits_since()))
+            idle = min(self.now, self.disk_waits_since())
+            if idle > self.disk_idle_at:
+                self.disk_idle_at = idle
 
     # --- outputs ------------------------------------------------------------------------------------------------
     def send(self, message: Message) -> None:
@@ -187,13 +192,13 @@ class State:
 
     def retry_soon(self) -> None:
         """Ask for votes again before an election timeout is over: it costs little, or voters answer quickly."""
-        soon = self.now + self.config.binding * self.timeout_factor
+        soon = self.now + self.binding * self.timeout_factor
         self.election_deadline = min(self.election_deadline, soon)
 
     def promise(self) -> None:
         """A leader was heard: refuse votes to others for an election timeout."""
         self.promise_until = self.now + self.config.election_timeout
-        self.bound_until = self.now + self.config.binding
+        self.bound_until = self.now + self.binding
 
     def set_leader(self, leader: NodeId) -> None:
         if leader != self.leader:

@@ -60,6 +60,11 @@ class CollectionInfo(msgspec.Struct, frozen=True, kw_only=True):
         allowed = ", ".join(repr(one.name) for one in self.vectors) or "none: the collection has no named vectors"
         raise invalid("vector_name", name, allowed)
 
+    def check_sparse(self, name: str) -> None:
+        """Raises InvalidArgument unless documents of the collection have sparse vectors of this name."""
+        if name not in self.sparse:
+            raise invalid("sparse", name, ", ".join(map(repr, self.sparse)) or "none: it has no sparse vectors")
+
     def form(self, vector: str) -> VectorForm | None:
         """How a named vector is stored, by the name that users know, "" for that without one; None if there is none."""
         if not vector:

@@ -124,8 +124,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """moved_*: by moves that are over, and so far by those that run. total_*: moved and planned. rate: bytes a second
-    lately. eta: seconds; None while nothing is known of the rate. phases: of what is running, by id; moves: the same
-    in words. why: what it waits for, or failed by."""
+    lately. eta: seconds; None while nothing is known of the rate, or it is paused. phases: of what is running, by id;
+    moves: the same in words. why: what it waits for, or failed by."""
 
     id: int
     state: JobState
@@ -191,8 +191,27 @@ def kept(ended: tuple[Ended, ...], over: Job) -> tuple[Ended, ...]:
 
 def check_over(job: Job | None) -> None:
     """Raises InvalidArgument while a rebalance is not over: one runs at a time."""
-    if job is not None and not job.over:
-        raise InvalidArgument(
-            f"rebalance {job.id} is {job.state}: wait until it is over, or cancel it (`needle rebalance --cancel`)",
-            field="rebalance",
-        )
+    if job is None or job.over:
+        return
+    by = ", which the cluster began by itself because nodes are gone," if job.healing else ""
+    look = "`needle rebalance --status` shows how far it is, and what it waits for"
+    raise InvalidArgument(
+        f"one rebalance runs at a time, and rebalance {job.id}{by} {_GOES_ON[job.state]}. "
+        f"Repeat this when it is over ({look}){_ENDED_BY[job.state]}",
+        field="rebalance",
+    )
+
+
+_GOES_ON = {
+    JobState.PENDING: "is about to begin",
+    JobState.RUNNING: "is under way",
+    JobState.PAUSED: "is paused, so that it does not end by itself",
+    JobState.CANCELLING: "is being cancelled",
+}
+_CANCEL = "`needle rebalance --cancel` ends it: what it has moved stays where it is"
+_ENDED_BY = {
+    JobState.PENDING: f", or end it first: {_CANCEL}",
+    JobState.RUNNING: f", or end it first: {_CANCEL}",
+    JobState.PAUSED: f". `needle rebalance --resume` has it go on; {_CANCEL}",
+    JobState.CANCELLING: "",
+}

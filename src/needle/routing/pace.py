@@ -12,13 +12,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from needle.base.ids import GroupId, NodeId
+from needle.routing.copy_rates import MEASURED_ELSEWHERE, CopyRates
 from needle.routing.jobs import Job, JobState, RebalanceConfig
 from needle.routing.planned_moves import Move, MoveRange, MoveReplicas
 
-REPLICA_BYTES: Final = 30_000_000
-"""Of a new replica come in a second (docs/benchmarks.md, node replace), if nothing slows it down."""
-RANGE_DOCUMENTS: Final = 4_000
-"""Of a move of key ranges are copied in a second, beside callers (docs/benchmarks.md, moves)."""
 STEPS_SECONDS: Final = 2.0
 """What a move takes beside copying: it is begun, its switch, its end, each at the next look."""
 
@@ -47,23 +44,23 @@ def rate_max(move: Move, config: RebalanceConfig) -> float | None:
     return move.bytes / pauses(move.documents, config)
 
 
-def expected_seconds(moves: Sequence[Move], config: RebalanceConfig) -> float:
+def expected_seconds(moves: Sequence[Move], config: RebalanceConfig, rates: CopyRates = MEASURED_ELSEWHERE) -> float:
     """About how long they take, if so many go side by side as may, nothing else copies, and sizes stay."""
     free = [0.0] * max(1, min(config.max_concurrent_moves, len(moves)))
     rests: dict[NodeId, float] = {}
     for move in moves:
         at = free.index(min(free))
-        free[at] += _seconds(move, config)
+        free[at] += _seconds(move, config, rates)
         if isinstance(move, MoveReplicas) and move.added:
             for node in move.added:  # which fetches one part after the other, of whatever move
                 rests[node] = rests.get(node, 0.0) + pauses(move.documents / len(move.added), config)
     return max(*free, *rests.values(), 0.0)
 
 
-def _seconds(move: Move, config: RebalanceConfig) -> float:
+def _seconds(move: Move, config: RebalanceConfig, rates: CopyRates) -> float:
     if isinstance(move, MoveReplicas) and move.added:
         one = len(move.added)  # new replicas of a shard come side by side
-        return STEPS_SECONDS + move.bytes / one / REPLICA_BYTES + pauses(move.documents / one, config)
+        return STEPS_SECONDS + move.bytes / one / rates.replica + pauses(move.documents / one, config)
     if isinstance(move, MoveRange):
-        return STEPS_SECONDS + move.documents / RANGE_DOCUMENTS + pauses(move.documents, config)
+        return STEPS_SECONDS + move.documents / rates.range + pauses(move.documents, config)
     return STEPS_SECONDS

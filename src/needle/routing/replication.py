@@ -30,12 +30,13 @@ def taking(now: Topology) -> list[NodeId]:
     return [info.id for info in now.nodes if info.state is NodeState.ACTIVE and info.weight > 0]
 
 
-def check_replication(now: Topology, replicas: int) -> None:
-    """Raises InvalidArgument for a number that the cluster cannot reach, as it is."""
-    check_range("replication_factor", replicas, 1, REPLICAS_MAX)
+def check_replication(now: Topology, replicas: int, field: str = "replication_factor") -> None:
+    """Raises InvalidArgument for a number that the cluster cannot reach, as it is. field: what the caller calls it; the
+    catalog keeps what it answers, so there its name is the same in all releases."""
+    check_range(field, replicas, 1, REPLICAS_MAX)
     if replicas > len(nodes := taking(now)):
         allowed = f"at most {len(nodes)}, one on each node that takes replicas: {', '.join(nodes) or 'none'}"
-        raise invalid("replication_factor", replicas, allowed)
+        raise invalid(field, replicas, allowed)
 
 
 def told_of(replicas: int) -> str:

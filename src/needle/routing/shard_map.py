@@ -15,7 +15,7 @@ from needle.base.errors import invalid
 from needle.base.sharding_config import SHARDS_MAX as SHARDS_MAX
 from needle.base.sharding_config import VIRTUAL_NODES
 from needle.routing.ring import Ring
-from needle.routing.strategy import ShardStrategy
+from needle.routing.strategy import ShardStrategy, routing_keys
 
 KeyRange = tuple[bytes, bytes | None]
 """[start, end); end None: to the end of the key space."""
@@ -33,6 +33,11 @@ class ShardMap(msgspec.Struct, frozen=True, array_like=True):
     def owner(self, key: bytes) -> int:
         """The shard that owns a routing key."""
         return self.owners[bisect_right(self.starts, key) - 1]
+
+    def owners_of(self, ids: Sequence[str]) -> list[int]:
+        """The shards that own documents with these ids. Not for a custom strategy, where an id does not tell."""
+        starts, owners = self.starts, self.owners
+        return [owners[bisect_right(starts, key) - 1] for key in routing_keys(self.strategy, self.shard_count, ids)]
 
     def ranges(self, shard: int) -> list[KeyRange]:
         """What `shard` owns, in order."""

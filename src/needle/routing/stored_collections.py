@@ -1,4 +1,5 @@
-"""Collections by their names inside the shards, remembered while the catalog says the same of all of them.
+"""Collections by their names, those of callers and those inside the shards, remembered while the catalog says the same
+of all of them.
 
 Each call asks for one, and a look through the topology takes a microsecond. Invariant: what is found is what the
 topology at hand says; memory is bounded by its collections. Pure.
@@ -10,6 +11,7 @@ from collections.abc import KeysView
 
 from needle.base.model import CollectionSpec
 from needle.routing.topology import CollectionInfo, Topology, public_name
+from needle.routing.topology_changes import differing
 
 
 class StoredCollections:
@@ -18,6 +20,17 @@ class StoredCollections:
     def __init__(self) -> None:
         self._of: tuple[CollectionInfo, ...] = ()
         self._known: dict[str, CollectionInfo] = {}
+        self._named_of: Topology | None = None
+        self._named: dict[str, CollectionInfo] = {}
+
+    def named(self, topology: Topology, name: str) -> CollectionInfo | None:
+        """By the name that callers give, or an alias; None if there is none."""
+        if topology is not self._named_of:
+            self._named_of, self._named = topology, {}
+        found = self._named.get(name)
+        if found is None and (found := topology.collection(name)) is not None:
+            self._named[name] = found
+        return found
 
     def find(self, topology: Topology, stored: str) -> CollectionInfo | None:
         """None if there is none of that name."""
@@ -38,11 +51,12 @@ class StoredNames:
 
     def __init__(self) -> None:
         self._of: tuple[CollectionInfo, ...] = ()
-        self._each: list[list[str]] = []
+        self._each: dict[str, list[str]] = {}
+        """By the name that users know."""
         self._known: dict[str, CollectionInfo] = {}
 
     def keys(self, topology: Topology) -> KeysView[str]:
-        """All of them."""
+        """All of them, until another topology is asked about."""
         return self._all(topology).keys()
 
     def spec(self, topology: Topology, stored: str) -> CollectionSpec:
@@ -51,8 +65,12 @@ class StoredNames:
 
     def _all(self, topology: Topology) -> dict[str, CollectionInfo]:
         if topology.collections is not self._of:
-            before = {id(info): names for info, names in zip(self._of, self._each, strict=True)}  # `_of` keeps them
-            self._each = [before.get(id(info)) or info.stored_names for info in topology.collections]
+            gone, came = differing(self._of, topology.collections)
+            for info in gone:
+                for name in self._each.pop(info.spec.name):
+                    del self._known[name]
+            for info in came:
+                names = self._each[info.spec.name] = info.stored_names
+                self._known.update(dict.fromkeys(names, info))
             self._of = topology.collections
-            self._known = {name: info for info, names in zip(self._of, self._each, strict=True) for name in names}
         return self._known

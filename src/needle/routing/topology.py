@@ -7,7 +7,7 @@ of the catalog command that made it; the map's `epoch` changes only when a key c
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from itertools import pairwise
 from operator import attrgetter
@@ -254,9 +254,9 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
         allowed = caller.collections
         if allowed is None:
             return made
-        collections = tuple(info for info in self.collections if info.spec.name in allowed)
+        some = [info for name in sorted(allowed) if (info := self.named(name)) is not None]
         aliases = tuple(alias for alias in self.aliases if alias.collection in allowed)
-        return msgspec.structs.replace(made, collections=collections, aliases=aliases)
+        return msgspec.structs.replace(made, collections=tuple(some), aliases=aliases)
 
     def move(self, move: int) -> MoveInfo | None:
         """A move that is under way."""
@@ -360,6 +360,11 @@ class Ownership:
             if shard in self._prints:  # callers may name what there is not
                 self._claims[shard] = found
         return found
+
+    def fingerprints(self, shards: Sequence[int]) -> list[int]:
+        """Of the ranges of each of these."""
+        known = self._prints
+        return [known.get(shard) or fingerprint([]) for shard in shards]
 
     def fingerprint(self, shard: int) -> int:
         """Of its ranges."""

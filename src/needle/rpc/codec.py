@@ -30,7 +30,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     """Who speaks. version: of this protocol. node_id: "" for clients. incarnation: differs between two starts of one
     node. key: a client's API key. nonce: of who can prove that it knows the cluster's secret; the answer to it has one
     too, unless the node has no secret, and a proof. The caller then says hello once more, with its own proof
-    (rpc/proof.py). knows: of a node, the version of commands and formats up to which it can read them. within: of the
+    (rpc/proof.py). knows: the version of commands and formats up to which it can read them. within: of the
     client in a node's process, that node: who asked it is written down there. founding: of the cluster that a node
     belongs to, or that a client works with (Topology.founding); 0 of who knows none, and of nodes that call others:
     they are told apart by their directories."""

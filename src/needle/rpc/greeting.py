@@ -45,7 +45,7 @@ class Introduced(NamedTuple):
     def peer(self, remote: str) -> Peer:
         """As handlers know it. remote: its "host:port"."""
         said = self.hello
-        return Peer(said.node_id, said.incarnation, remote, self.identity, said.within)
+        return Peer(said.node_id, said.incarnation, remote, self.identity, said.within, said.knows)
 
 
 class Greeting:

@@ -10,25 +10,29 @@ from typing import Protocol
 
 from needle.base.access import Identity
 from needle.base.parts import Body, Payload
+from needle.base.versions import KNOWN
 
 Answer = Body
 
 
 class Peer:
     """Who is at the other end, as said in its hello. node_id: "" for clients. remote: its "host:port". identity: what
-    it may do, as the handler says that admits it. within: see Hello.
+    it may do, as the handler says that admits it. within, knows: see Hello.
 
     closed: the connection is gone and answers are dropped; a handler of reads may look at it and stop early.
     """
 
-    __slots__ = ("closed", "identity", "incarnation", "node_id", "remote", "within")
+    __slots__ = ("closed", "identity", "incarnation", "knows", "node_id", "remote", "within")
 
-    def __init__(self, node_id: str, incarnation: int, remote: str, identity: Identity, within: str = "") -> None:
+    def __init__(
+        self, node_id: str, incarnation: int, remote: str, identity: Identity, within: str = "", knows: int = KNOWN
+    ) -> None:
         self.node_id = node_id
         self.incarnation = incarnation
         self.remote = remote
         self.identity = identity
         self.within = within
+        self.knows = knows
         self.closed = False
 
 

@@ -1,7 +1,7 @@
 """An answer that comes later and is handed on at once, not in a later turn of the event loop as a future's is.
 
-For what every write passes: a future costs a turn of the loop and a task. Whoever may be cancelled, or wants to wait
-among other things, uses a future. Invariant: settled once; later settlements are ignored. Not thread-safe.
+For what every write and most searches pass: a future costs a turn of the loop and a task. Whoever wants to wait among
+other things uses a future. Invariant: settled once; later settlements are ignored. Not thread-safe.
 """
 
 from __future__ import annotations
@@ -40,9 +40,15 @@ class Promise(Generic[T]):
     def _settle(self, result: T | None, error: BaseException | None) -> None:
         if self._done:
             return
-        self._done, self._result, self._error = True, result, error
-        if self._listener is not None:
-            self._listener(result, error)
+        self._done = True
+        if self._listener is None:
+            self._result, self._error = result, error
+        else:  # which may know this promise, or an error's frames may: nothing but the garbage collector frees a ring
+            listener, self._listener = self._listener, None
+            listener(result, error)
+
+    def cancel(self) -> None:
+        """Nobody waits for the answer any more. Work that goes on without a caller does: nothing happens here."""
 
     def then(self, listener: Listener[T]) -> None:
         """Have `listener(result, error)` called once it is settled: now, or by whoever settles it."""
@@ -63,4 +69,8 @@ class Promise(Generic[T]):
                 future.set_result(cast("T", result))
 
         self.then(settled)
-        return (yield from future.__await__())
+        try:
+            return (yield from future.__await__())
+        except asyncio.CancelledError:
+            self.cancel()
+            raise

@@ -23,6 +23,7 @@ from needle.base.versions import FIRST, KNOWN
 from needle.rpc.codec import PROTOCOL_VERSION, Hello, check_hello, parse_endpoint
 from needle.rpc.connection import RpcLimits, RpcStats
 from needle.rpc.handler import Handler
+from needle.rpc.promise import Promise
 from needle.rpc.server_connection import ServerConnection
 from needle.rpc.tls import Door
 from needle.rpc.tls_listener import TlsListener, listening_sockets
@@ -86,6 +87,7 @@ class RpcServer:
         self._promised = 0
         self._kept: asyncio.Future[None] | None = None
         self._server: asyncio.Server | TlsListener | None = None
+        self._stopped = False
 
     def refuse_older(self, version: int) -> None:
         """From now on refuse nodes that do not know commands and formats of `version`. Clients write none."""
@@ -153,6 +155,13 @@ class RpcServer:
         host = self.endpoint[0]
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
+    def met(self, connection: ServerConnection) -> None:
+        """A connection begins. The loop may have accepted it before `stop`, and tell of it behind that: nobody else
+        would end it."""
+        self.connections[connection] = None
+        if self._stopped:
+            connection.abort()
+
     def promised(self, more: int) -> None:
         """So many more answers are promised."""
         self._promised += more
@@ -185,6 +194,7 @@ class RpcServer:
     async def stop(self) -> None:
         """Accept no more, let running requests finish (at most stop_timeout), cancel the rest, close. Idempotent."""
         server, self._server = self._server, None
+        self._stopped = True
         if self._sweeper is not None:
             self._sweeper.cancel()
         if server is not None:
@@ -199,6 +209,9 @@ class RpcServer:
             _, late = await asyncio.wait(running, timeout=self.limits.stop_timeout)
             for task in late:
                 task.cancel()
+            for one in [one for connection in self.connections for one in connection.droppable]:
+                if isinstance(one, Promise):  # others are among the tasks
+                    one.cancel()
             if late:
                 await asyncio.wait(late, timeout=self.limits.stop_timeout)
         for connection in list(self.connections):

@@ -52,10 +52,8 @@ class Serving(Greeted, Holding, Protocol):
     tasks: dict[asyncio.Future[Any], None]
     turns: Turns
 
-    def promised(self, more: int) -> None:
-        """So many more answers are promised."""
-        ...
-
+    def met(self, connection: ServerConnection) -> None: ...
+    def promised(self, more: int) -> None: ...
     def is_news(self, remote: str, why: str) -> bool: ...
 
 
@@ -77,7 +75,7 @@ class ServerConnection(FrameConnection):
         self._backlog_bytes = 0
         self._held = HeldBytes(server)
         self._frame_since: float | None = None
-        self._droppable: dict[asyncio.Future[Any], None] = {}
+        self.droppable: dict[asyncio.Future[Any] | Promise[Any], None] = {}
         self.decoder.frame_bytes_max = min(self.limits.hello_bytes_max, self.limits.frame_bytes_max)
         self._hello_timer: asyncio.TimerHandle
 
@@ -92,7 +90,7 @@ class ServerConnection(FrameConnection):
             del passing[oldest]
             oldest.abort()
         if self in passing:
-            self.server.connections[self] = None
+            self.server.met(self)
         if self._only_tls:
             self.refuse(TlsFailed(ONLY_TLS))
 
@@ -258,7 +256,7 @@ class ServerConnection(FrameConnection):
             self._answer(request_id, answer)
             return
         if isinstance(answer, Promise):
-            self._promise(request_id, len(payload), answer)
+            self._promise(request_id, len(payload), answer, self.handler.is_droppable(method))
             return
         future: asyncio.Future[Answer] = asyncio.ensure_future(answer)
         size = len(payload)
@@ -266,12 +264,12 @@ class ServerConnection(FrameConnection):
         self.inflight_bytes += size
         self.server.tasks[future] = None
         if self.handler.is_droppable(method):
-            self._droppable[future] = None
+            self.droppable[future] = None
         future.add_done_callback(partial(self._done, request_id, size))
         if self._blocked():
             self._set_reading(False)
 
-    def _promise(self, request_id: int, size: int, promise: Promise[Answer]) -> None:
+    def _promise(self, request_id: int, size: int, promise: Promise[Answer], droppable: bool) -> None:
         self.inflight += 1
         self.inflight_bytes += size
         self.server.promised(1)
@@ -279,9 +277,9 @@ class ServerConnection(FrameConnection):
 
         def settled(answer: Answer | None, error: BaseException | None) -> None:
             self.server.promised(-1)
+            self.droppable.pop(promise, None)
             over(about)
-            self.inflight -= 1
-            self.inflight_bytes -= size
+            self.inflight, self.inflight_bytes = self.inflight - 1, self.inflight_bytes - size
             if answer is None:
                 self._answer_error(request_id, error or Internal("no answer"))
             else:
@@ -290,14 +288,16 @@ class ServerConnection(FrameConnection):
                 self._ending = True  # answers of one turn come by the hundred
                 self.loop.call_soon(self._ended)
 
+        if droppable:
+            self.droppable[promise] = None
         promise.then(settled)
         if self._blocked():
             self._set_reading(False)
 
     def _done(self, request_id: int, size: int, future: asyncio.Future[Answer]) -> None:
         self.server.tasks.pop(future, None)
-        is_droppable = future in self._droppable
-        self._droppable.pop(future, None)
+        is_droppable = future in self.droppable
+        self.droppable.pop(future, None)
         self.inflight -= 1
         self.inflight_bytes -= size
         if future.cancelled():
@@ -387,7 +387,7 @@ class ServerConnection(FrameConnection):
         self.decoder.drop()
         self.server.connections.pop(self, None)
         self.server.passing.pop(self, None)
-        for task in list(self._droppable):
+        for task in list(self.droppable):
             task.cancel()
         self.account()
         if self.peer is not None:

@@ -35,20 +35,27 @@ Hot = tuple[bytes, bytes | None, float, float]
 class Rate:
     """Calls a second."""
 
-    __slots__ = ("_counts", "_last", "_since")
+    __slots__ = ("_at", "_counts", "_last", "_since", "_until")
 
     def __init__(self) -> None:
         self._counts = [0] * SLOTS
-        self._last = 0
+        self._last = self._at = 0
+        self._until = float("-inf")
+        """The end of the slot in which the last call was, whose count is at `_at`."""
         self._since: float | None = None
 
     def note(self, now: float, count: int) -> None:
+        if now >= self._until:
+            self._begin(now)
+        self._counts[self._at] += count
+
+    def _begin(self, now: float) -> None:
         slot = int(now // SLOT_SECONDS)
         if self._since is None:
             self._since, self._last = now, slot
         if slot != self._last:
             self._forget(slot)
-        self._counts[slot % SLOTS] += count
+        self._at, self._until = slot % SLOTS, (slot + 1) * SLOT_SECONDS
 
     def per_second(self, now: float) -> float:
         """Of the time that is counted, at least one second."""
@@ -116,7 +123,7 @@ class CallRates:
 
     def searched(self, now: float, count: int = 1) -> None:
         """All of the shard was searched, counted or scanned. count: searches of one call, as its caller says."""
-        self._searches.note(now, min(max(1, count), QUERIES_MAX))
+        self._searches.note(now, 1 if count == 1 else min(max(1, count), QUERIES_MAX))
 
     def writes(self, now: float) -> float:
         """A second."""

@@ -248,3 +248,16 @@ def replace_file(path: str, data: bytes) -> None:
         with contextlib.suppress(OSError):  # half of it must not take room, nor be synced a second time
             os.unlink(part)
         raise os_failure(error, path) from error
+
+
+def append_file(path: str, data: bytes, size: int) -> None:
+    """Have a file be its first `size` bytes and then `data`, durably; a crash may leave a part of `data`. Raises
+    DiskFull, TooManyFiles or DiskFailed."""
+    try:
+        with open(path, "ab") as file:
+            file.truncate(size)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise os_failure(error, path) from error

@@ -21,6 +21,7 @@ from needle.routing.pace import rest_of
 from needle.routing.topology import Topology
 from needle.server import files as data_dir
 from needle.server.adapters import CatalogAdapter
+from needle.server.beats import Beats
 from needle.server.cluster_files import ClusterFile, catalog_directory
 from needle.server.machine.flushes import FlushWatch
 from needle.server.machine.space import Space
@@ -28,6 +29,7 @@ from needle.server.ports import NodePorts, Peers
 from needle.server.replica import HostedReplica
 from needle.shard.fields.builders import Builders
 from needle.shard.joined_calls import JoinedCalls
+from needle.shard.several_searches import SeveralSearches
 from needle.shard.state_machine import Replica
 
 
@@ -44,6 +46,7 @@ class HostingNode(Protocol):
     cluster: ClusterFile
     topology: Topology
     catalog: CatalogMachine | None
+    beats: Beats
 
     def reading(self) -> int: ...
 
@@ -57,7 +60,8 @@ class Hosting:
         self._fatal = fatal
         ports = node.ports
         self._builders = Builders(ports.search_threads)
-        self._searching = JoinedCalls(ports.search_pool, ports.clock.monotonic, lambda: len(node.groups) < 2)
+        self._searching = JoinedCalls(ports.search_pool, ports.spent, lambda: len(node.groups) < 2)
+        self.several = SeveralSearches(ports.search_pool, ports.search_threads, ports.spent)
         # What is neither in use any more nor closed yet. The node may be stopped meanwhile, and closes it then.
         self._closing: list[HostedReplica] = []
         self._closing_catalogs: list[CatalogMachine] = []
@@ -104,6 +108,8 @@ class Hosting:
         except BaseException:
             replica.close()
             raise
+        if node.topology.archived:
+            node.host.expect_archive(group)
         hosted = node.groups[group] = HostedReplica(
             group,
             replica,
@@ -115,8 +121,10 @@ class Hosting:
             space=node.space,
             builders=self._builders,
             searching=self._searching,
+            several=self.several,
             topology=lambda: node.topology,
             reading=node.reading,
+            beats=node.beats,
         )
         return hosted
 
@@ -130,7 +138,8 @@ class Hosting:
         self._closing.remove(hosted)
 
     async def stop_replicas(self) -> None:
-        """End what all replicas do in the background."""
+        """End what all replicas do in the background, and their searches."""
+        await self.several.close()
         for hosted in [*self._node.groups.values(), *self._closing]:
             await hosted.stop()
 

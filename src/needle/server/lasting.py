@@ -1,5 +1,4 @@
-"""Background work: it outlives a shortage (a full disk, or too many open files, passes by itself and ends no node),
-and what looks at the same pace looks at the same moment, so that an idle node sleeps in between."""
+"""Background work outlives a shortage: a full disk, or too many open files, passes by itself and ends no node."""
 
 from __future__ import annotations
 
@@ -24,10 +23,3 @@ async def lasting(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         except SHORTAGES as error:
             log.error("background work waits: %s", error)
             await asyncio.sleep(SHORTAGE_SECONDS)
-
-
-async def next_beat(now: float, every: float) -> None:
-    """Sleep until the node's monotonic clock, which shows `now`, shows a multiple of `every` seconds; half of them at
-    least. All that wait for the same beat wake the event loop once."""
-    rest = every - now % every
-    await asyncio.sleep(rest if rest >= every / 2 else rest + every)

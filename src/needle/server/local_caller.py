@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from needle.base.access import NODE, Identity
 from needle.base.errors import ConnectionLost
 from needle.base.parts import Body, Payload, whole
+from needle.base.versions import KNOWN
 from needle.client.directory import Caller
 from needle.server.ports import LOCAL, Handler
 
@@ -28,6 +29,7 @@ class _LocalPeer:
     node_id = within = ""
     remote = LOCAL
     identity = Identity("", NODE)
+    knows = KNOWN
 
 
 class LocalCaller:

@@ -24,19 +24,20 @@ from needle.base.model import RaftStatus, WriteResult
 from needle.base.runtime import Rng
 from needle.catalog.machine import CatalogMachine
 from needle.client.directory import Caller
+from needle.client.hearing import Hearing
 from needle.client.router.router import Router
 from needle.client.shards import ClusterShards
 from needle.client.traced import router_of
 from needle.multiraft.background import Background
 from needle.multiraft.host import Host
-from needle.protocol import calls
-from needle.protocol.peer_calls import TOPOLOGY, FoundCall, TopologyAnswer, TopologyCall, WhoAnswer
+from needle.protocol.peer_calls import TOPOLOGY, FoundCall, WhoAnswer
 from needle.routing.loading import load_routers
 from needle.routing.topology import NodeInfo, NodeState, Ownership, Topology
 from needle.server import files as data_dir
 from needle.server.access import Access
 from needle.server.address_book import AddressBook
 from needle.server.asking import AddressNews
+from needle.server.beats import Beats
 from needle.server.catalog.adoption import Adoption
 from needle.server.catalog.belonging import Belonging
 from needle.server.catalog.collections import Reconciler
@@ -53,7 +54,7 @@ from needle.server.local_caller import LocalCaller
 from needle.server.machine.space import Space, space_of
 from needle.server.machine.watches import Watches
 from needle.server.own_status import status_of, why_not_ready
-from needle.server.ports import Listener, NodePorts, Peers
+from needle.server.ports import Listener, NodePorts, Observe, Peers
 from needle.server.replica import HostedReplica
 from needle.server.service.dispatch import Service
 from needle.server.upkeep.coordinator import Coordinator
@@ -72,7 +73,6 @@ log = logging.getLogger("needle.server")
 
 HAND_OVER_SECONDS = 1.0
 """A node that stops waits at most so long for another to lead in its place."""
-Observe = Callable[[str, float, "NeedleError | None"], None]
 
 
 class Node:
@@ -87,6 +87,8 @@ class Node:
             settings_of(config)
         self.config, self.node_id = config, config.node_id
         self.ports, self.audit, self.watches = ports, ports.audit, Watches(config, ports.clock)
+        self.now = ports.clock.monotonic
+        self.beats = Beats(self.now, lambda: self.host.stopped)
         self.failed: asyncio.Future[NeedleError] = asyncio.get_running_loop().create_future()
         self.groups: dict[GroupId, HostedReplica] = {}
         self.host: Host
@@ -111,14 +113,15 @@ class Node:
         # --- its parts
         self.reconciler, self.maintenance = Reconciler(self), Maintenance(self)
         self._hosting = Hosting(self, self._fatal)
-        self._adoption = Adoption(self, self._hosting)
-        self._belonging, self._news = Belonging(self, self._hosting), AddressNews(self)
+        self.several = self._hosting.several
+        self._adoption, self._hearing = Adoption(self, self._hosting), Hearing()
+        self.history, self._news = self._adoption.history, AddressNews(self)
+        self._belonging = Belonging(self, self._hosting)
         self.mover = Mover(self, move_rows, config.limits.freeze_seconds)
         self._replicas, self.coordinator = Replicas(self), Coordinator(self)
         self._healing, self.given_up = Healing(self, config.replace_after, config.replace_throttle), GivenUp(self)
-        self._background = Background(self._background_failed)
-        self._clients, self._undo = clients, list[Callable[[], Any]]()
-        self._stopping = self._running = False
+        self._background, self._undo = Background(self._background_failed), list[Callable[[], Any]]()
+        self._clients, self._stopping, self._running = clients, False, False
 
     # --- life --------------------------------------------------------------------------------------------------------
     async def start(self) -> None:
@@ -150,7 +153,7 @@ class Node:
         self.book.changed = self.peers.update
         engine = make_engine(config, ports, self.peers, store, self._fatal, lambda: self.topology)
         self.host = Host(engine)
-        compared = CatalogCompared(self.host, ports.clock, ports.file_pool, lambda: self.catalog)
+        compared = CatalogCompared(self.host, ports.file_pool, lambda: self.catalog, self.beats)
         self.catalog_compared, self.comparing = compared, Comparing(compared, compared.others, self.peers.call)
         self._undo.append(self._hosting.close_replicas)
         await self._open_groups()
@@ -176,7 +179,7 @@ class Node:
             *(CatalogFollower(self).run, Registration(self, self._fatal).run, LeaderSpread(self).run),
             *(RoomierLeaders(self).run, self.mover.run, self._replicas.run, self.coordinator.run),
             *(self.reconciler.run, self._healing.run, self.given_up.run, VersionRise(self).run, SavingMemory(self).run),
-            *(self.comparing.run, self._adoption.retry_shortages, partial(self.space.watch, self.blocking, self.now)),
+            *(self.comparing.run, self._adoption.retry_shortages, partial(self.space.watch, self.ports.watch_pool)),
         ]
         if self.config.founders:
             works.append(SettingsFounding(self).run)
@@ -276,9 +279,6 @@ class Node:
         self._background.spawn(watch.run())
         return watch
 
-    def now(self) -> float:
-        return self.ports.clock.monotonic()
-
     @property
     def expired(self) -> bool:
         return self.ports.certificates is not None and self.ports.certificates.expired
@@ -295,12 +295,12 @@ class Node:
         """Nodes that have been gone for long, as far as this one knows, which leads the catalog."""
         return self._healing.due(topology)
 
-    def observe(self, what: str, seconds: float, error: NeedleError | None) -> None:
-        """One call was answered."""
+    def observe(self, what: str, seconds: float, error: NeedleError | None, count: int = 1) -> None:
+        """One call was answered, or so many that took as long each."""
         if error is not None and isinstance(error, SCARCITIES):
             tell(REQUEST_REFUSED, method=what, code=error.code, why=error.message)
         if self.observer is not None:
-            self.observer(what, seconds, error)
+            self.observer(what, seconds, error, count)
 
     def reading(self) -> int:
         """How many searches and gets run."""
@@ -383,10 +383,12 @@ class Node:
         if catalog is not None and self.host.is_leader(CATALOG_GROUP):
             await self.host.read_index(CATALOG_GROUP, timeout)
             return catalog.topology
-        known = self.topology
-        body = calls.encode(TopologyCall(known.version, 0.0, True, known.founding))
-        data = await self.shards.group(-1).ask_leader(TOPOLOGY, lambda _: body, timeout)
-        found = calls.decode(data, TopologyAnswer).topology
+        known, leader, end = self.topology, self.shards.group(-1), self.now() + timeout
+        found = await self._hearing.ask(
+            lambda body: leader.ask_leader(TOPOLOGY, lambda _: body, max(0.001, end - self.now())),
+            known,
+            confirmed=True,
+        )
         return found if found is not None else known
 
     async def execute(self, command: bytes, timeout: float) -> WriteResult:

@@ -14,11 +14,12 @@ from typing import Any, Protocol
 
 from needle.base.access import Identity
 from needle.base.config import RaftConfig
+from needle.base.errors import NeedleError
 from needle.base.exposure import check_exposed
 from needle.base.ids import GroupId, NodeId
 from needle.base.model import WriteResult
 from needle.base.parts import Body, Payload
-from needle.base.runtime import Clock, Pool, Rng
+from needle.base.runtime import Clock, Pool, Repeating, Rng
 from needle.base.versions import KNOWN
 from needle.multiraft.failpoints import Failpoint, no_failpoint
 from needle.multiraft.files import Files
@@ -44,7 +45,7 @@ from needle.shard.fields.index_budget import USUAL_ROWS, IndexRows
 from needle.shard.segments.builder import TRIM_BYTES, give_back
 from needle.shard.state_machine import Replica
 from needle.shard.upkeep import PURGE_ROWS
-from needle.system import SystemClock, ThreadPool, usable_cores
+from needle.system import SystemClock, ThreadPool, thread_seconds, usable_cores
 
 BACKGROUND_NICE = 10
 """Index builds and file checks get a tenth of a busy core: acknowledged writes, searches and heartbeats go first."""
@@ -58,10 +59,11 @@ LOCAL = "local"
 
 class PeerLike(Protocol):
     """Who asks: `rpc.handler.Peer`. node_id: "" for clients. within: of the client in another node's process, which
-    writes down itself who asked it."""
+    writes down itself who asked it. knows: the version of commands and formats up to which it can read them."""
 
     node_id: str
     within: str
+    knows: int
     remote: str
     identity: Identity
 
@@ -74,6 +76,12 @@ class Handler(Protocol):
     def on_request(self, peer: Any, method: str, body: Any) -> Body | Awaitable[Body]: ...
     def is_droppable(self, method: str) -> bool: ...
     def on_gone(self, peer: Any) -> None: ...
+
+
+class Observe(Protocol):
+    """Is told of calls that were answered: how many, and how long each took."""
+
+    def __call__(self, method: str, seconds: float, error: NeedleError | None, count: int = 1) -> None: ...
 
 
 class Listener(Protocol):
@@ -150,14 +158,14 @@ class Exposition(Protocol):
 class NodePorts:
     """Everything a node needs from outside.
 
-    log_pool: Raft log transactions, one thread. apply_pool: state machines; load_pool: their bulk
-    loads (minutes), one at a time. search_pool: searches and gets.
-    build_pool: index builds (minutes). file_pool: segment files and checkpoints' reads. claim: takes a data directory
-    for this node or raises; returns what releases it. machine, catalog: let an observer stand between Raft and a
-    replica, or the catalog. volume: the file system of a data directory. memory: what the process takes of how much.
-    trim: gives the system what was freed; blocking. knows: the version of commands and formats up to which this node
-    can read them; listen and peers say the same. certificates: of TLS, where it is spoken.
-    audit: the log of who did what, where it is kept. computer: what is probed; None where nothing is real.
+    log_pool: Raft log transactions, one thread. apply_pool: state machines; load_pool: their bulk loads (minutes), one
+    at a time. search_pool: searches and gets. spent: the processor time of the calling thread, in seconds. build_pool:
+    index builds (minutes). file_pool: segment files and checkpoints' reads. watch_pool: looks at the room that is left.
+    claim: takes a data directory for this node or raises; returns what releases it. machine, catalog: let an observer
+    stand between Raft and a replica, or the catalog. volume: the file system of a data directory. memory: what the
+    process takes of how much. trim: gives the system what was freed; blocking. knows: the version of commands and
+    formats up to which this node can read them; listen and peers say the same. certificates: of TLS, where it is
+    spoken. audit: the log of who did what, where it is kept. computer: what is probed; None where nothing is real.
     index_rows: from how many documents on field indexes are made and saved. purge_rows_min: see Replica.
     """
 
@@ -169,6 +177,7 @@ class NodePorts:
     search_pool: Pool
     build_pool: Pool
     file_pool: Pool
+    watch_pool: Repeating
     listen: Callable[[Handler], Listener]
     peers: Callable[[AddressOf], Peers]
     open_store: Callable[[str], KeyValueStore]
@@ -179,6 +188,7 @@ class NodePorts:
     machine: Callable[[GroupId, Replica], StateMachine] = lambda _, replica: ReplicaMachine(replica)
     catalog: Callable[[GroupId, StateMachine], StateMachine] = lambda _, machine: machine
     search_threads: int = 2
+    spent: Callable[[], float] = lambda: 0.0
     volume: Callable[[str], Volume] = lambda _: Endless()
     memory: Callable[[], MemoryUse] = endless
     trim: Callable[[], None] = lambda: give_back(TRIM_BYTES)
@@ -192,7 +202,7 @@ class NodePorts:
     def close_pools(self) -> None:
         """Wait for what runs in the pools, then stop them."""
         applying = (self.log_pool, self.apply_pool, self.load_pool)
-        for pool in (*applying, self.search_pool, self.build_pool, self.file_pool):
+        for pool in (*applying, self.search_pool, self.build_pool, self.file_pool, self.watch_pool):
             pool.close()
 
 
@@ -213,13 +223,16 @@ def _claimed(config: RaftConfig, directory: str, node_id: NodeId, cluster_id: st
     return claim(directory, node_id, cluster_id)
 
 
+def _limits(config: RaftConfig) -> RpcLimits:
+    return RpcLimits(frame_bytes_max=config.limits.frame_bytes_max, connections_max=connections_max())
+
+
 def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint, knows: int = KNOWN) -> NodePorts:
     """The real clock, threads, sockets and disk for a node of `config`."""
     rng, clock = random.Random(int.from_bytes(os.urandom(16), "little")), SystemClock()
-    incarnation, segment = rng.getrandbits(63), segment_bytes(config.log_bytes_max)
-    limits = RpcLimits(frame_bytes_max=config.limits.frame_bytes_max, connections_max=connections_max())
+    incarnation, limits = rng.getrandbits(63), _limits(config)
     certificates = Certificates(config.tls, config.node_id, clock.wall) if config.tls.on else None
-    threads = max(2, min(usable_cores(), 16))  # one may be busy with an index
+    segment, threads = segment_bytes(config.log_bytes_max), max(2, min(usable_cores(), 16))  # one may make an index
 
     def listen(handler: Handler) -> Listener:
         return RpcServer(
@@ -257,6 +270,7 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint, kno
         search_pool=ThreadPool("search", threads),
         build_pool=ThreadPool("build", nice=BACKGROUND_NICE),
         file_pool=ThreadPool("files", nice=BACKGROUND_NICE),
+        watch_pool=ThreadPool("watch"),
         listen=listen,
         peers=peers,
         open_store=lambda at: WalStore(at, salt=lambda: rng.getrandbits(64), segment_bytes=segment),
@@ -265,6 +279,7 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint, kno
         claim=partial(_claimed, config),
         failpoint=failpoint,
         search_threads=threads,
+        spent=thread_seconds,
         volume=Directory,
         memory=process_memory(),
         knows=knows,

@@ -91,7 +91,7 @@ class RebalanceHandle:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def pause(self, *, timeout: Seconds = TIMEOUT) -> None:
-        """Start no more moves; those that are under way end."""
+        """Start no more moves, and copy no more, see `Client.pause_rebalance`."""
         await self._client.pause_rebalance(self.id, timeout=timeout)
 
     async def resume(self, *, timeout: Seconds = TIMEOUT) -> None:

@@ -15,10 +15,10 @@ from math import inf
 from typing import Any
 
 from needle.base.config import RaftConfig
-from needle.base.errors import NeedleError, ReplicaDamaged, StorageError, TooStale, Unavailable, in_seconds
+from needle.base.errors import NeedleError, ReplicaDamaged, StorageError, TooStale, Unavailable, in_seconds, invalid
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import GroupId, NodeId, group_name
-from needle.base.model import IndexParams, SearchRequest
+from needle.base.model import HitBatch, IndexParams, SearchRequest
 from needle.base.parts import Payload, as_bytes
 from needle.base.runtime import Clock, micros_of
 from needle.multiraft.background import Background
@@ -27,7 +27,9 @@ from needle.protocol import calls, commands
 from needle.protocol.calls import GroupCall
 from needle.routing.collection_names import collection_of
 from needle.routing.stored_collections import StoredCollections
-from needle.routing.topology import Topology
+from needle.routing.topology import CollectionInfo, Topology
+from needle.routing.topology_changes import differing
+from needle.server.beats import Beats
 from needle.server.call_rates import CallRates
 from needle.server.chores.bulk_files import BulkFiles
 from needle.server.chores.comparing import Comparing, ShardCompared
@@ -37,7 +39,7 @@ from needle.server.chores.field_upkeep import FieldUpkeep
 from needle.server.chores.pinned_scans import PinnedScans
 from needle.server.chores.recall import Recall
 from needle.server.known_parts import KnownParts
-from needle.server.lasting import lasting, next_beat
+from needle.server.lasting import lasting
 from needle.server.machine.space import Space
 from needle.server.ports import NodePorts
 from needle.shard.caretaker import Caretaker
@@ -46,6 +48,7 @@ from needle.shard.joined_calls import JoinedCalls
 from needle.shard.search_batcher import SearchBatcher, SearchMany, Wanted
 from needle.shard.segments.builds import Progress
 from needle.shard.segments.keeper import SegmentKeeper
+from needle.shard.several_searches import SeveralSearches
 from needle.shard.state_machine import Replica
 
 log = logging.getLogger("needle.server")
@@ -78,18 +81,25 @@ class HostedReplica:
         space: Space,
         builders: Builders,
         searching: JoinedCalls,
+        several: SeveralSearches,
         topology: Callable[[], Topology],
         reading: Callable[[], int],
+        beats: Beats,
     ) -> None:
         """call: asks another node. fatal: stops this node. space: of the node. builders, searching: of all replicas'
-        searches. topology: the newest that the node has. reading: how many searches and gets it answers now."""
+        searches; several: those that search other replicas, too. topology: the newest that the node has. reading: how
+        many searches and gets it answers now."""
         self.group = group
         self.space = space
         self.replica = replica
         self.builders = builders
         search_many = _searching(replica, builders, ports.clock, config.log.slow_request_seconds)
         threads_max = ports.search_threads
-        self.batcher = SearchBatcher(search_many, searching, in_flight_max=threads_max, short=self._is_short)
+        self.batcher: SearchBatcher[SearchRequest, HitBatch]
+        self.batcher = SearchBatcher(
+            search_many, searching, in_flight_max=threads_max, short=self._is_short, spent=ports.spent
+        )
+        self._several, self.stopping = several, False
         self.calls, self.parts = CallRates(), KnownParts()
         self.collections = StoredCollections()
         self.caught_up = False
@@ -104,10 +114,25 @@ class HostedReplica:
         self._fresh_at, self._fresh_index = float("-inf"), 0
         self._asking: asyncio.Task[None] | None = None
         self._judged_term = 0
-        at = ChoreContext(group, replica, host, ports.clock, ports.file_pool, topology)
+        self._seen: tuple[int, NodeId] | None = None
+        self._known: tuple[CollectionInfo, ...] = ()
+        self._cut: list[str] = []
+        self._beats = beats
+        at = ChoreContext(group, replica, host, ports.clock, ports.file_pool, topology, beats)
         self.recall = Recall(at, ports.rng, config, lambda: reading() > 0)
-        self.keeper = SegmentKeeper(
-            replica.held,
+        self.keeper = self._keeping(ports)
+        self.caretaker = Caretaker(
+            replica, ports.file_pool, ports.clock, config.segments.scrub_interval, lambda: space.disk.low
+        )
+        self._expiry, self._bulk = Expiry(at), BulkFiles(at, call)
+        self._pinned = PinnedScans(at, config.limits, lambda: space.disk.low)
+        self.comparing = Comparing(ShardCompared(at), self._others, call)
+        self._fields = FieldUpkeep(at, call, space)
+
+    def _keeping(self, ports: NodePorts) -> SegmentKeeper:
+        host, space, group = self._host, self.space, self.group
+        return SegmentKeeper(
+            self.replica.held,
             is_leader=lambda: not host.stopped and not space.disk.low and host.is_leader(group),
             publish=self._publish,
             ask_building=self._ask_building,
@@ -118,13 +143,6 @@ class HostedReplica:
             name=group_name(group), wish=self._wished, queries=self.recall.recorded,
             saving=lambda: space.memory.tight,
         )  # fmt: skip
-        self.caretaker = Caretaker(
-            replica, ports.file_pool, ports.clock, config.segments.scrub_interval, lambda: space.disk.low
-        )
-        self._expiry, self._bulk = Expiry(at), BulkFiles(at, call)
-        self._pinned = PinnedScans(at, config.limits, lambda: space.disk.low)
-        self.comparing = Comparing(ShardCompared(at), self._others, call)
-        self._fields = FieldUpkeep(at, call, space)
 
     def start(self) -> None:
         """Begin to keep segments, to check their files, and to watch the leader."""
@@ -136,11 +154,13 @@ class HostedReplica:
 
     async def stop(self) -> None:
         """End the background work; searches that run finish."""
+        self.stopping = True
         asked = [self._asking] if self._asking is not None else []
         for task in asked:
             task.cancel()
         await asyncio.gather(self._background.end(), *asked, return_exceptions=True)
         await self.batcher.close()
+        await self._several.passed()
 
     async def _while_whole(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Background work ends when it meets damage, and begins again when the replica has its data back."""
@@ -203,30 +223,35 @@ class HostedReplica:
     # --- watching ----------------------------------------------------------------------------------------------------
     async def _watch(self) -> None:
         """Tell the keeper what changed; have what was applied committed when no more comes; catch up once."""
-        host, group = self._host, self.group
-        seen: tuple[int, str | None] | None = None
-        known = None
+        host = self._host
         while not host.stopped:
-            if (collections := self._topology().collections) is not known:
-                known = collections
-                self._look_at_altered()
-            now = (host.applied_index(group), host.leader(group))
-            if now != seen:
-                seen = now
+            if (collections := self._topology().collections) is not self._known:
+                self._look_at_altered(self._known, collections)
+                self._known = collections
+            now = host.standing(self.group)
+            if now != self._seen:
+                self._seen = now
                 self.keeper.kick()
             elif self.replica.waits:
                 await self._save()
-            if cut := self.replica.take_cut_files():
+            cut, self._cut = self._cut + self.replica.take_cut_files(), []
+            if cut:
                 await self.keeper.scrub(cut)
-            if not self.caught_up and now[1] is not None:
+            if not self.caught_up and now[1]:
                 await self._catch_up()
-            await next_beat(self._clock.monotonic(), LOOK_SECONDS)
+            await self._beats.next(LOOK_SECONDS, self._rests)
 
-    def _look_at_altered(self) -> None:
+    def _rests(self) -> bool:
+        """Whether nothing has changed since it was looked at, and nothing waits."""
+        replica, now = self.replica, self._host.standing(self.group)
+        self._cut += replica.take_cut_files()
+        waits = self._cut or replica.waits or (now[1] and not self.caught_up)
+        return not waits and now == self._seen and self._topology().collections is self._known
+
+    def _look_at_altered(self, before: tuple[CollectionInfo, ...], now: tuple[CollectionInfo, ...]) -> None:
         """The catalog's collections changed."""
-        now = self._topology().collections  # thousands, of which few have anything that may be altered
-        some = (info for info in now if info.made_index is not None or info.vectors)
-        altered = [name for info in some for name in info.altered]
+        _, came = differing(before, now)
+        altered = [name for info in came for name in info.altered]
         here = self.replica.view.collections
         self.keeper.look_again([here[name].record.id for name in altered if name in here])
 
@@ -261,9 +286,9 @@ class HostedReplica:
             self._judged_term = term
 
     @property
-    def up_to_date(self) -> bool:
-        """Whether `be_up_to_date` would return at once."""
-        return self._host.term(self.group) == self._judged_term
+    def may_judge(self) -> bool:
+        """Whether this node leads the group, and `be_up_to_date` would return at once."""
+        return self._host.leads_in(self.group, self._judged_term)
 
     # --- freshness ---------------------------------------------------------------------------------------------------
     async def leader_index(self, timeout: float) -> int:
@@ -278,7 +303,9 @@ class HostedReplica:
 
     async def be_fresh(self, max_staleness: float, timeout: float) -> None:
         """Wait until this replica is at most `max_staleness` seconds behind. Raises TooStale; Unavailable when it is
-        closed meanwhile."""
+        closed meanwhile; InvalidArgument for what is no age: nothing is as fresh as that, or everything."""
+        if not max_staleness > 0.0:
+            raise invalid("max_staleness", max_staleness, "seconds, more than 0; or 0 for a state of any age")
         deadline = self._clock.monotonic() + timeout
         while self._clock.monotonic() - self._fresh_at > max_staleness:
             left = deadline - self._clock.monotonic()
@@ -315,7 +342,7 @@ class HostedReplica:
             task.exception()  # whoever waits raises it; when nobody does any more, it counts as seen
 
 
-def _searching(replica: Replica, builders: Builders, clock: Clock, slow: float) -> SearchMany:
+def _searching(replica: Replica, builders: Builders, clock: Clock, slow: float) -> SearchMany[SearchRequest, HitBatch]:
     """slow: from so many seconds on a request is told of, 0 for none. That one was is known when it was searched; where
     its search took less than a tenth of that, this was not why."""
     figures = slow / 10 or inf

@@ -15,6 +15,10 @@ from needle.server.ports import Exposition, NodePorts
 
 def system_node(config: RaftConfig, ports: NodePorts) -> Node:
     """A node whose own client uses the real network."""
+    if config.http_address is not None:
+        # Here, for it takes 0.2 s and 5 MB, which a node without HTTP need not spend; and not once the node has
+        # started: on its event loop that is an election.
+        import needle.server.http.listener  # noqa: F401
 
     def clients() -> Caller:
         rng = random.Random(ports.rng.getrandbits(64))
@@ -57,8 +61,7 @@ async def http_server(node: Node, metrics: Exposition) -> Http | None:
     """Listens; None if the configuration has no `http_address`. Raises Unavailable if it is taken."""
     if node.config.http_address is None:
         return None
-    # Here, for it takes 0.2 s and 5 MB, which a node without HTTP need not spend.
-    from needle.server.http.listener import HttpServer
+    from needle.server.http.listener import HttpServer  # `system_node` says why here
 
     certificates = node.ports.certificates
     door = certificates.http_door() if certificates is not None else None

@@ -16,7 +16,7 @@ import numpy as np
 
 from needle.base.config import Limits
 from needle.base.decoding import routed_metadata
-from needle.base.errors import CorruptSegment, InvalidArgument, invalid
+from needle.base.errors import CorruptSegment, InvalidArgument, Unavailable, invalid
 from needle.base.model import CollectionSpec
 from needle.protocol.commands import Insert
 from needle.protocol.upkeep_commands import LoadedFile, LoadRows
@@ -47,12 +47,22 @@ def check_load(
     command: LoadRows, staged: StagedFiles, spec: CollectionSpec, limits: Limits, owning: Owning,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> None:  # fmt: skip
-    """Raises InvalidArgument, CorruptSegment; BuildCancelled."""
+    """Raises InvalidArgument, CorruptSegment; Unavailable for a file that is not what was put here any more, and goes;
+    BuildCancelled."""
     _check_uncovered(command, spec)
+    _check_sound(command, staged)
     path = staged.path(rows_name(command.collection_id, command.checksum))
     _check_rows(path, command, spec, limits, owning)
     for one in command.indexes:
         _check_index(path, command.collection_id, one, staged, spec, cancelled)
+
+
+def _check_sound(command: LoadRows, staged: StagedFiles) -> None:
+    """A disk may have changed it since: then what it has says nothing of the load, and it has to come again."""
+    indexes = [PublishedSegment(command.collection_id, *msgspec.structs.astuple(one)) for one in command.indexes]
+    for name in (rows_name(command.collection_id, command.checksum), *map(segment_file, indexes)):
+        if not staged.sound(name):
+            raise Unavailable(f"file {name} of a bulk load is damaged on this node, and was deleted: put it here again")
 
 
 def _check_uncovered(command: LoadRows, spec: CollectionSpec) -> None:

@@ -24,6 +24,16 @@ VectorOf = tuple[str, bytes, DType]
 
 
 @dataclass(frozen=True)
+class Looked:
+    """Where `deleted` has looked. live: the ordinals up to `upto` that had a document then. again: dead ones that are
+    to be looked at once more."""
+
+    live: BitMap
+    upto: int
+    again: BitMap
+
+
+@dataclass(frozen=True)
 class Rest:
     """What the target lacks of one collection. rows, cursor: as of `page`. deleted, known: as of `deleted`; of a page
     behind which there may be more, none yet and None. record: the collection as it was when this was looked at."""
@@ -32,7 +42,7 @@ class Rest:
     rows: list[StoredDocument]
     cursor: int
     deleted: list[str]
-    known: BitMap | None
+    known: Looked | None
     record: CollectionRecord
 
 
@@ -74,26 +84,33 @@ def _named(view: ReplicaView, held: CollectionView, ordinals: Sequence[int]) -> 
 
 
 def deleted(
-    view: ReplicaView, collection: str, ranges: Sequence[KeyRange], upto: int, known: BitMap
-) -> tuple[list[str], BitMap]:
+    view: ReplicaView, collection: str, ranges: Sequence[KeyRange], upto: int, known: Looked | None
+) -> tuple[list[str], Looked]:
     """Ids of the ranges that were deleted, or replaced by documents of other ranges, as far as ordinals up to `upto`
-    tell that are not in `known`; and all dead ordinals that need not be looked at again. What was purged before the
-    move is not among them; nothing is while it goes on (Replica.checkpoint). Raises CollectionNotFound."""
+    tell, since `known` or ever; and what a later look starts from. It looks at what died between, not at all that is
+    dead: of frozen ranges writes wait for it. What was purged before the move is not among them; nothing is while it
+    goes on (Replica.checkpoint). Raises CollectionNotFound."""
     fence, held = view.fence, _collection(view, collection)
-    dead = BitMap(view.store.graves(held.record.id, upto))
-    fresh = list(dead - known)
+    upto = min(upto, held.record.next_ordinal - 1)
+    span = BitMap(range(upto + 1))
+    live = held.live.bitmap() & span
+    if known is None:
+        fresh = BitMap(view.store.graves(held.record.id, upto))
+    else:
+        fresh = (known.live & span) - live | BitMap(range(known.upto + 1, upto + 1)) - live | known.again
     if fence is None or not fresh:
-        return [], dead | known
+        return [], Looked(live, upto, BitMap())
     member = fence.member(ranges)
-    rows = view.store.by_ordinal(held.record.id, fresh, metadata=True, vectors=False)
+    rows = view.store.by_ordinal(held.record.id, list(fresh), metadata=True, vectors=False)
     names = {row.ordinal: row.id for row in rows.values() if member(row.id, row.metadata)}
     here = view.store.writer.find(held.record.id, list(dict.fromkeys(names.values()))) if names else {}
     if fence.custom and here:  # there an id does not tell the range
         now = view.store.by_ordinal(held.record.id, [r.ordinal for r in here.values()], metadata=True, vectors=False)
         here = {row.id: here[row.id] for row in now.values() if member(row.id, row.metadata)}
-    # Of these the newer document is not copied yet. Should it be deleted before it is, nothing but the older one tells.
-    again = [ordinal for ordinal, name in names.items() if name in here and here[name].ordinal > upto]
-    return [name for name in dict.fromkeys(names.values()) if name not in here], (dead | known) - BitMap(again)
+    # Of these the newer document is not copied yet. Should it be deleted before it is, nothing but an older one tells.
+    one = {name: ordinal for ordinal, name in names.items()}
+    again = BitMap(ordinal for name, ordinal in one.items() if name in here and here[name].ordinal > upto)
+    return [name for name in one if name not in here], Looked(live, upto, again)
 
 
 def rest(
@@ -102,7 +119,7 @@ def rest(
     ranges: Sequence[KeyRange],
     copied: Mapping[str, CollectionRecord],
     cursors: Mapping[str, int],
-    known: Mapping[str, BitMap],
+    known: Mapping[str, Looked],
     rows_max: int,
 ) -> tuple[list[Rest], bool]:
     """What the target lacks of ranges that are frozen, of those of `collections` that are here and were changed since
@@ -117,7 +134,7 @@ def rest(
         if left <= 0:
             return found, True
         rows, cursor, more = page(view, name, ranges, cursors.get(name, -1), left)
-        gone, dead = ([], None) if more else deleted(view, name, ranges, cursor, known.get(name, BitMap()))
+        gone, dead = ([], None) if more else deleted(view, name, ranges, cursor, known.get(name))
         found.append(Rest(name, rows, cursor, gone, dead, held.record))
         if more:
             return found, True

@@ -2,7 +2,7 @@
 
 An effect names rows, not documents: what was written and what died is read from the file when a feed asks. So a feed
 that nobody reads costs a write some bytes, and a slow reader costs the node nothing. The rows are still there because
-what `held` names is not purged.
+what `held` names is not purged: what effects name as dead, and some of what left with a range (moved_rows.py).
 
 Invariants:
 - Effects are derived from what applying an entry did, so they are equal on all replicas, whatever the command was: a
@@ -26,12 +26,16 @@ from typing import Final, NamedTuple
 
 from pyroaring import BitMap
 
+from needle.shard.moved_rows import MovedRows
+
 MEMORY_MAX: Final = 8 << 20
 """Bytes of a shard's effects, unless another bound is given (limits.feed_bytes_max)."""
 ABSENT: Final = -1
-WRITTEN, DELETED, RELEASED, OWNED = 0, 1, 2, 3
+_ONE_NEW: Final = (ABSENT,)
+WRITTEN, DELETED, RELEASED, OWNED, LEFT = range(5)
 _HEAD: Final = struct.Struct("<qqqqIIB")
 """Entry, collection, version, first, how many olds, how many vectors, and what it is."""
+_ROW: Final = struct.Struct("=q")
 _NO_OLDS: Final = 0x80
 """Beside what it is: all of `olds` are ABSENT, and left out."""
 _RUN: Final = 0x40
@@ -40,13 +44,16 @@ _OBJECT_BYTES: Final = 33 + 8 + 16
 """What CPython takes for a `bytes`, its place in a list, and for rounding both up."""
 _ROW_BYTES: Final = 4
 """Of a row in a bitmap, in the worst case that is usual."""
+_MOVED_SHARE: Final = 512
+"""Of so many bytes of memory one row may be held that moved away: a sixteenth, with a vector of its own a quarter."""
 
 
 class Effect(NamedTuple):
     """Of one entry of the log. WRITTEN: rows with consecutive ordinals from `first` on; olds: the ordinals of what each
     took the place of, or ABSENT. DELETED: olds. version: of these documents, or of their deletion. vectors: ordinals of
     vectors that died with them and are not in olds. RELEASED, OWNED: a move of ranges left, or came; first: its id;
-    version: how many other moves were coming then."""
+    version: how many other moves were coming then. LEFT: olds, and the vector of each, went with a range: nobody is
+    told, and it is not kept among the others (moved_rows.py)."""
 
     entry: int
     kind: int
@@ -67,7 +74,11 @@ class Position(NamedTuple):
 def _packed(effect: Effect, run: bool) -> bytes:
     """As it is kept: a hundredth to a fifth of what the objects take."""
     entry, kind, collection_id, version, first, olds, vectors = effect
-    kind, count = kind | (_RUN if run else 0), len(olds)
+    kind, count = kind | _RUN if run else kind, len(olds)
+    if count == 1 and not vectors:  # as most are
+        if olds == _ONE_NEW:
+            return _HEAD.pack(entry, collection_id, version, first, 1, 0, kind | _NO_OLDS)
+        return _HEAD.pack(entry, collection_id, version, first, 1, 0, kind) + _ROW.pack(*olds)
     if olds.count(ABSENT) == count:
         olds, kind = (), kind | _NO_OLDS
     head = _HEAD.pack(entry, collection_id, version, first, count, len(vectors), kind)
@@ -80,6 +91,16 @@ def _unpacked(data: bytes) -> Effect:
     olds = tuple(rows[: len(rows) - vectors]) if not kind & _NO_OLDS else (ABSENT,) * count
     dead = tuple(rows[len(rows) - vectors :])
     return Effect(entry, kind & ~(_NO_OLDS | _RUN), collection_id, version, first, olds, dead)
+
+
+def _rows_at_most(data: bytes) -> int:
+    """How many dead rows it names: so many, or fewer."""
+    return (len(data) - _HEAD.size) >> 3
+
+
+def _weight(data: bytes) -> int:
+    """The bytes that it is counted with, at most."""
+    return _OBJECT_BYTES + len(data) + _ROW_BYTES * _rows_at_most(data)
 
 
 def _entry(data: bytes) -> int:
@@ -135,7 +156,10 @@ class EffectLog:
         self._gone = 0
         """So many of them, at the front, are cut."""
         self._bytes = self._dead = 0
+        self._newest = -1
+        """The entry of the last of them."""
         self._rows: dict[int, _Rows] = {}
+        self._moved = MovedRows(memory_max // _MOVED_SHARE)
         self._released: list[tuple[int, int]] = []
         """(entry, move) of those that left."""
         self._start = 1
@@ -174,39 +198,51 @@ class EffectLog:
                     # Which of those that come has lost it is not known: each of them cuts.
                     self._doubtful = effect.version > 0
             while self._bytes > self._memory_max:
-                self._cut(self._gone + 1)
-            told = self._hearing(effects)
+                self._cut(self._before(self._bytes - self._memory_max, _weight))
+            told = self._hearing(effects) if self._told else ()
         for tell in told:
             tell()
 
     def _hearing(self, effects: Sequence[Effect]) -> list[Callable[[], None]]:
-        """Who hears of these: of a collection's, those who read that; of a move's, everybody."""
-        if not self._told:
-            return []
+        """Who hears of these: of a collection's, those who read that; of a move's, everybody; of what left, nobody."""
         all_of_them = any(effect.kind in (RELEASED, OWNED) for effect in effects)
-        about = self._told.keys() if all_of_them else {effect.collection_id for effect in effects} & self._told.keys()
+        theirs = {effect.collection_id for effect in effects if effect.kind != LEFT}
+        about = self._told.keys() if all_of_them else theirs & self._told.keys()
         return [tell for collection_id in about for tell in self._told[collection_id].values()]
 
     def _keep(self, effect: Effect) -> None:
-        if effect.entry < self._start:
+        entry, kind, olds = effect.entry, effect.kind, effect.olds
+        if entry < self._start:
             return  # its entry was cut as a whole
-        data = _packed(effect, self._runs_on(effect))
+        if kind == LEFT:
+            self._moved.left(effect.collection_id, olds, effect.vectors)
+            return
+        # See _RUN; most entries have one effect.
+        data = _packed(effect, kind == WRITTEN and (entry != self._newest or self._runs_on(effect)))
         self._effects.append(data)
+        self._newest = entry
         self._bytes += _OBJECT_BYTES + len(data)
-        if effect.kind == RELEASED:
-            self._released.append((effect.entry, effect.first))
+        if kind == WRITTEN:
+            self._moved.wrote(effect.collection_id, effect.first)
+        if kind == RELEASED:
+            self._released.append((entry, effect.first))
         elif len(data) > _HEAD.size:
-            rows = self._rows.setdefault(effect.collection_id, _Rows())
-            there = _there(effect.olds)
+            rows = self._rows.get(effect.collection_id)
+            if rows is None:
+                rows = self._rows[effect.collection_id] = _Rows()
+            if len(olds) == 1 and not effect.vectors:  # which is not ABSENT, or the data were shorter
+                rows.olds.add(olds[0])
+                self._weigh(1)
+                return
+            there = _there(olds)
             rows.olds.update(there)
             rows.vectors.update(effect.vectors)
             self._weigh(len(there) + len(effect.vectors))
 
     def _runs_on(self, effect: Effect) -> bool:
-        """See _RUN."""
-        last = self._effects[-1] if self._effects else None
-        if effect.kind != WRITTEN or last is None or _entry(last) != effect.entry:
-            return effect.kind == WRITTEN
+        """Whether a WRITTEN one goes on where the last one ended, which is of the same entry: none of that was cut, or
+        the rest would have been, too."""
+        last = self._effects[-1]
         goes_on = _collection(last) == effect.collection_id and _first(last) + _documents(last) == effect.first
         return goes_on and _runs(last)
 
@@ -217,8 +253,18 @@ class EffectLog:
 
     def _clear(self, start: int) -> None:
         """Forget all."""
-        self._effects, self._gone, self._bytes, self._dead = [], 0, 0, 0
+        self._effects, self._gone, self._bytes, self._dead, self._newest = [], 0, 0, 0, -1
         self._rows, self._released, self._start = {}, [], start
+        self._moved.clear()
+
+    def _before(self, too_much: int, weight: Callable[[bytes], int]) -> int:
+        """The end of the oldest effects that weigh no more than that together, or of the first one: cut together, they
+        cost a third of what they cost one by one."""
+        at, effects = self._gone, self._effects
+        while at < len(effects) and 0 < too_much >= (heavy := weight(effects[at])):
+            too_much -= heavy
+            at += 1
+        return max(at, self._gone + 1)
 
     def _cut(self, end: int) -> None:
         """Forget the effects before `end`, and the others of the last one's entry."""
@@ -226,16 +272,23 @@ class EffectLog:
         last = _entry(effects[end - 1])
         while end < len(effects) and _entry(effects[end]) == last:
             end += 1
+        dead: dict[int, tuple[list[int], list[int]]] = {}
         for data in effects[self._gone : end]:
             self._bytes -= _OBJECT_BYTES + len(data)
+            if _kind(data) == WRITTEN:
+                self._moved.cut(_collection(data), _first(data) + _documents(data))
             if len(data) > _HEAD.size:
                 effect = _unpacked(data)
-                rows, there = self._rows[effect.collection_id], BitMap(_there(effect.olds))
-                rows.olds -= there
-                rows.vectors -= BitMap(effect.vectors)
-                self._weigh(-len(there) - len(effect.vectors))
-                if not rows.olds and not rows.vectors:
-                    del self._rows[effect.collection_id]
+                olds, vectors = dead.setdefault(effect.collection_id, ([], []))
+                olds += _there(effect.olds)
+                vectors += effect.vectors
+        for collection_id, (olds, vectors) in dead.items():
+            rows = self._rows[collection_id]
+            rows.olds -= BitMap(olds)
+            rows.vectors -= BitMap(vectors)
+            self._weigh(-len(olds) - len(vectors))
+            if not rows.olds and not rows.vectors:
+                del self._rows[collection_id]
         self._gone, self._start = end, last + 1
         while self._released and self._released[0][0] < self._start:
             del self._released[0]
@@ -244,16 +297,21 @@ class EffectLog:
             self._gone = 0
 
     def hold(self, rows_max: int) -> int:
-        """How many dead rows and vectors feeds may still read: `rows_max` at most, for which older effects are cut."""
+        """How many dead rows and vectors feeds may still read: `rows_max` at most, for which older effects are cut.
+        What moved away has the room that is left."""
         with self._lock:
             while self._dead > rows_max:
-                self._cut(self._gone + 1)
-            return self._dead
+                self._cut(self._before(self._dead - rows_max, _rows_at_most))
+            self._moved.limit(rows_max - self._dead)
+            return self._dead + self._moved.count
 
     def held(self) -> dict[int, BitMap]:
         """Which those are: by collection, their ordinals."""
         with self._lock:
-            return {collection_id: rows.olds | rows.vectors for collection_id, rows in self._rows.items()}
+            found = {collection_id: rows.olds | rows.vectors for collection_id, rows in self._rows.items()}
+            for collection_id, moved in self._moved.held().items():
+                found[collection_id] = moved | found.get(collection_id, BitMap())
+            return found
 
     def after(
         self, position: Position, effects_max: int, documents_max: int = 1 << 62, collection_id: int = 0

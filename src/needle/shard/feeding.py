@@ -22,7 +22,8 @@ from needle.shard.effects import ABSENT, DELETED, OWNED, RELEASED, WRITTEN, Effe
 from needle.shard.live_collection import ReplicaView
 from needle.shard.near import Nearness
 from needle.shard.query import both
-from needle.shard.reads import given, not_served
+from needle.shard.reads import given
+from needle.shard.searching import not_served
 
 NOTHING: Final[Mapping[str, bytes]] = {}
 NOTHING_NAMED: Final[Mapping[int, Mapping[str, bytes]]] = {}
@@ -164,8 +165,8 @@ class _Rows:
     def named(self, vector_id: int, part: list[_One], ordinals: Sequence[int]) -> dict[int, bytes] | None:
         """The rows that a named vector has under these ordinals, which changes have; None if some are gone.
 
-        What is not there was never there, but for documents that a move has taken away since: no effect names their
-        rows, so these may be purged, and the effect that wrote them tells whether they were there."""
+        What is not there was never there, but for documents that a move has taken away since: where too many left,
+        their rows are purged (moved_rows.py), and the effect that wrote them tells whether they were there."""
         found = self.view.store.by_ordinal(vector_id, ordinals, metadata=False, vectors=True)
         doubtful: dict[int, list[int]] = {}
         for one in part:

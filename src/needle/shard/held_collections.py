@@ -29,6 +29,8 @@ class HeldCollections:
         self._states = states
         self._in_flight = in_flight
         self._changed = changed
+        self._declared: dict[str, None] = {}
+        """Names of collections that may have declared indexes."""
 
     @property
     def segment_directory(self) -> str:
@@ -83,8 +85,12 @@ class HeldCollections:
     ) -> None:
         """From now on keep indexes of these fields, of the words of these texts and of these sparse vectors, by name of
         the collection in here, and of no others but while searches use them. Made in the background.
-        O(collections)."""
-        for name, view in self._states.view.collections.items():
+        Looks at those that are named, now or the last time."""
+        wanted, held = dict.fromkeys((*declared, *texts, *sparse)), self._states.view.collections
+        looked_at, self._declared = self._declared | wanted, wanted
+        for name in looked_at:
+            if (view := held.get(name)) is None:
+                continue
             paths = [tuple(path.split(".")) for path in declared.get(name, ())]
             text, vectors = texts.get(name), sparse.get(name, ())
             if paths or text is not None or vectors or view.payload.declared():

@@ -1,5 +1,5 @@
 """Searches of several replicas that begin in one turn of the event loop go to a thread together, while they are short:
-to hand one over and back takes longer than a short search (adr/0096).
+to hand one over and back takes longer than a short search (adr/0096). So do gets by ids.
 
 Invariant: every call is answered once, with its own result or error, on the event loop. It must not know searches.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from needle.base.runtime import Done
 
@@ -18,6 +18,7 @@ JOB_SECONDS: Final = 0.0005
 CALLS_KEPT: Final = 16
 """Of so many calls the mean counts."""
 
+T = TypeVar("T")
 _Call = tuple[Done, Callable[..., Any], tuple[object, ...]]
 _Result = tuple[Any, BaseException | None]
 
@@ -32,7 +33,8 @@ class JoinedCalls:
     """Those of one node."""
 
     def __init__(self, pool: Calls, now: Callable[[], float], alone: Callable[[], bool]) -> None:
-        """now: seconds; called in any thread. alone: whether there is one replica only, whose calls need no others."""
+        """now: seconds, or the processor time of the calling thread; called in any thread. alone: whether there is one
+        replica only, whose calls need no others."""
         self._pool = pool
         self._now = now
         self._alone = alone
@@ -48,6 +50,21 @@ class JoinedCalls:
         if len(self._waiting) == 1:
             asyncio.get_running_loop().call_soon(self._hand_over)
 
+    def run(self, fn: Callable[[], T]) -> asyncio.Future[T]:
+        """What `fn` returns, or raises."""
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        def done(result: Any, error: BaseException | None) -> None:
+            if answer.done():
+                return  # who asked has gone
+            if error is None:
+                answer.set_result(result)
+            else:
+                answer.set_exception(error)
+
+        self.call(done, fn)
+        return answer
+
     def _hand_over(self) -> None:
         calls, self._waiting = self._waiting, []
         size = max(1, int(JOB_SECONDS / max(self._takes, JOB_SECONDS / len(calls))))
@@ -61,12 +78,16 @@ class JoinedCalls:
     def _run(self, calls: Sequence[_Call]) -> tuple[list[_Result], float]:
         """In a thread: the results, and the seconds that a call took."""
         began, results = self._now(), list[_Result]()
-        for _, fn, args in calls:
-            try:
-                results.append((fn(*args), None))
-            except Exception as error:  # noqa: BLE001 - it is handed to `done`
-                results.append((None, error))
-        return results, (self._now() - began) / len(calls)
+        try:
+            for one in calls:
+                try:
+                    results.append((one[1](*one[2]), None))
+                except Exception as error:  # noqa: BLE001 - it is handed to `done`
+                    results.append((None, error))
+            return results, (self._now() - began) / len(calls)
+        finally:
+            # They hold errors, whose tracebacks hold this frame: what a call held would live on.
+            del calls, results, one
 
     def _done(
         self, calls: Sequence[_Call], found: tuple[list[_Result], float] | None, error: BaseException | None

@@ -27,7 +27,7 @@ from needle.shard.apply.changes import CollectionChange
 from needle.shard.apply.holdings import Fence, encode_holdings
 from needle.shard.apply.named import missing
 from needle.shard.catalog_known import ANY, CatalogKnown
-from needle.shard.documents.digest import replica_digest
+from needle.shard.documents.digest import DigestParts
 from needle.shard.documents.metadata_rows import Rows
 from needle.shard.documents.records import AppliedAt, CollectionRecord
 from needle.shard.documents.store import DocumentStore
@@ -35,6 +35,7 @@ from needle.shard.fields.field_files import FieldFiles
 from needle.shard.fields.index_budget import IndexBudget
 from needle.shard.fields.payload_index import PayloadIndex
 from needle.shard.index_change import AS_MADE, IndexState, progress_of
+from needle.shard.name_changes import NO_NAMES, NameChanges
 from needle.shard.ordinal_set import OrdinalSet
 from needle.shard.pins import NO_PINS, Pins
 from needle.shard.places import Places
@@ -87,7 +88,8 @@ class ReplicaView:
     """What searches see: all collections by name, at one applied index, and the file that holds their documents; and
     what the shard owns there, if that ever changed. visible: documents that a reader can see, of all collections;
     live_bytes: what they weigh. pins: open ones. catalog: what whoever serves must know. vectors: the named vectors of
-    each collection that has some, by their names in here."""
+    each collection that has some, by their names in here; vector_count: how many. names: which collections came and
+    went lately. parts: of the digests of this state."""
 
     at: AppliedAt
     collections: immutables.Map[str, CollectionView]
@@ -98,6 +100,9 @@ class ReplicaView:
     pins: Pins = NO_PINS
     catalog: CatalogKnown = ANY
     vectors: immutables.Map[str, tuple[str, ...]] = NO_VECTORS
+    vector_count: int = 0
+    names: NameChanges = NO_NAMES
+    parts: DigestParts = field(default_factory=DigestParts)
 
     @property
     def store(self) -> DocumentStore:
@@ -113,6 +118,11 @@ class ReplicaView:
         if held is None or held.record.spec.of:
             raise CollectionNotFound(f"there is no collection {name[:80]!r}", collection=name[:80])
         return held
+
+    @property
+    def collection_count(self) -> int:
+        """How many collections there are. Not those of named vectors."""
+        return len(self.collections) - self.vector_count
 
     def spec(self, name: str) -> CollectionSpec | None:
         """Of one collection; None if there is none."""
@@ -144,20 +154,22 @@ class ReplicaView:
     def digest(self) -> str:
         """See Replica.digest."""
         records = [one.record for one in self.collections.values()]
-        return digest_of(records, None if self.fence is None else encode_holdings(self.fence.holdings))
+        return self.parts.digest(records, b"" if self.fence is None else encode_holdings(self.fence.holdings))
 
 
 def digest_of(records: Iterable[CollectionRecord], holdings: bytes | None) -> str:
     """Of a replica with these collections. holdings: encoded; None if they never changed."""
-    return replica_digest(((r.id, r.spec, r.next_ordinal, r.documents, r.total) for r in records), holdings or b"")
+    return DigestParts().digest(records, holdings or b"")
 
 
 class _StoredMetadata:
-    """The metadata of one collection's documents (metadata_rows.Stored)."""
+    """The metadata of one collection's documents (metadata_rows.Stored). live: the collection's, the newest; it has it
+    from here, for what both refer to each other stays until the garbage collector comes."""
 
     def __init__(self, store: DocumentStore, collection_id: int) -> None:
         self._store = store
         self._id = collection_id
+        self.live = OrdinalSet()
 
     def between(self, first: int, end: int) -> Rows:
         return self._store.metadata_between(self._id, first, end)
@@ -166,7 +178,13 @@ class _StoredMetadata:
         return self._store.metadata_of(self._id, ordinals)
 
     def placed(self, ids: Sequence[str], universe: BitMap) -> BitMap:
-        return self._store.placed(self._id, ids, universe)
+        return self._store.placed(self._id, ids, universe, partial(self._died, universe))
+
+    def _died(self, universe: BitMap) -> BitMap:
+        """Those of once live ordinals that a read which has begun may find dead. In this order: a batch is written, and
+        then `live` has it."""
+        lately = self._store.writer.buried(self._id)
+        return (universe - self.live.bitmap()) | (universe & lately)
 
 
 class LiveCollection:
@@ -182,7 +200,6 @@ class LiveCollection:
         files: FieldFiles | None = None,
     ) -> None:
         self.record = record
-        self.live = OrdinalSet()
         self.places = Places()
         self._vector_ordinals: OrdinalSet | None = None
         """Of all documents, if `places` ever knew any; otherwise they are `live`."""
@@ -198,7 +215,8 @@ class LiveCollection:
         """Nothing of it expires before this instant (microseconds since 1970); 0: nothing does."""
         self._changes = 0
         self.vectors = CollectionVectors(record.id, record.spec, directory, config)
-        self._new_payload = partial(PayloadIndex, _StoredMetadata(store, record.id), budget, record.id, files)
+        self._stored = _StoredMetadata(store, record.id)
+        self._new_payload = partial(PayloadIndex, self._stored, budget, record.id, files)
         self.payload = self._new_payload()
         self._weights = Weights(record.spec.vector_bytes)
         self._sealed_from = seal_when_quiet_at(self.vectors.config, record.spec.dimensions)
@@ -211,6 +229,11 @@ class LiveCollection:
             yield self._store.vectors_of(self.record.id, self.record.spec.form, page)
 
     @property
+    def live(self) -> OrdinalSet:
+        """The ordinals that an id points at."""
+        return self._stored.live
+
+    @property
     def vector_ordinals(self) -> OrdinalSet:
         """Those that the vectors of all documents have."""
         return self.live if self._vector_ordinals is None else self._vector_ordinals
@@ -218,7 +241,7 @@ class LiveCollection:
     def load(self, manifest: list[PublishedSegment], indexing: IndexState = AS_MADE) -> None:
         if self.record.documents:
             ordinals, vectors = self._store.live_ordinals(self.record.id)
-            self.live, self.places = OrdinalSet.of(ordinals), Places.of(ordinals, vectors)
+            self._stored.live, self.places = OrdinalSet.of(ordinals), Places.of(ordinals, vectors)
             if self.places:
                 self._vector_ordinals = OrdinalSet.of(vectors)
             self._weights.note(self._store.last_rows(self.record.id, SAMPLE))
@@ -273,7 +296,7 @@ class LiveCollection:
         if self._vector_ordinals is not None and (change.rows or change.dead_vectors):
             self._vector_ordinals = self._vector_ordinals.written(written, [*kept, *change.dead_vectors])
         if change.rows or change.dead:
-            self.live = self.live.written(written, change.dead)
+            self._stored.live = self.live.written(written, change.dead)
         if kept:
             self.places = self.places.added(change.kept, self.live.bitmap)
         if change.dead_vectors:

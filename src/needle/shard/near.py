@@ -22,8 +22,9 @@ class Nearness:
         no bound."""
         if near.max_distance is None and near.min_score is None:
             raise InvalidArgument("give max_distance, or min_score: how near documents are to be", field="max_distance")
-        if near.min_score is not None and record.spec.metric is Metric.L2 and near.min_score > 0:
-            raise invalid("min_score", near.min_score, "at most 0 for the metric l2, whose scores are -distance")
+        metric = record.spec.metric
+        if near.min_score is not None and metric in (Metric.L2, Metric.HAMMING) and near.min_score > 0:
+            raise invalid("min_score", near.min_score, f"at most 0 for the metric {metric}, whose scores are -distance")
         self._near, self._spec = near, record.spec
         self._query = query_of(near.vector, record.spec)
 

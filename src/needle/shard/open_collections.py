@@ -10,7 +10,9 @@ from needle.routing.topology import called
 from needle.shard.documents.records import ORDINAL_MAX, ORDINAL_WARN
 from needle.shard.fields.index_budget import FieldName
 from needle.shard.live_collection import NO_VECTORS, LiveCollection, ReplicaView
+from needle.shard.name_changes import NameChanges
 from needle.shard.segments.collection_vectors import CollectionVectors
+from needle.shard.soonest import Soonest
 
 log = logging.getLogger("needle.shard")
 
@@ -25,8 +27,13 @@ class OpenCollections:
         """Ids of those that have used up more than half of their ordinals."""
         self.moving: set[int] = set()
         """Ids of those of which a move hides documents, or has marked some."""
+        self._expiring = Soonest()
         self.vectors_by = NO_VECTORS
         """See ReplicaView.vectors; of each in the order of their ids."""
+        self.vector_count = 0
+        """Of all named vectors."""
+        self.names = NameChanges(of=object())
+        """See ReplicaView.names."""
 
     def vector_names(self, name: str) -> Sequence[str]:
         """The named vectors of a collection, by their names in the shard, in the order of their ids."""
@@ -35,13 +42,16 @@ class OpenCollections:
     def add(self, live: LiveCollection) -> None:
         """In the order of their ids."""
         if of := live.record.spec.of:
+            self.vector_count += 1
             self.vectors_by = self.vectors_by.set(of, (*self.vector_names(of), live.record.spec.name))
         self.named[live.record.spec.name] = self.numbered[live.record.id] = live
+        self.names = self.names.with_one(live.record.spec.name)
         self.note(live)
 
     def note(self, live: LiveCollection) -> None:
         """It has taken a batch, or was read."""
         record = live.record
+        self._expiring.put(record.id, live.first_expiry)
         if live.hidden or live.marked:
             self.moving.add(record.id)
         else:
@@ -60,10 +70,13 @@ class OpenCollections:
         """It has to be there."""
         self.worn.discard(collection_id)
         self.moving.discard(collection_id)
+        self._expiring.put(collection_id, 0)
         live = self.numbered.pop(collection_id)
         name, of = live.record.spec.name, live.record.spec.of
         del self.named[name]
+        self.names = self.names.with_one(name)
         if of:
+            self.vector_count -= 1
             left = tuple(one for one in self.vector_names(of) if one != name)
             self.vectors_by = self.vectors_by.set(of, left) if left else self.vectors_by.delete(of)
         return live
@@ -80,12 +93,9 @@ class OpenCollections:
 
     def first_expiring(self) -> tuple[int, LiveCollection] | None:
         """The collection of which something may expire first, and when; None if nothing does."""
-        found = [(live.first_expiry, id_) for id_, live in list(self.numbered.items()) if live.first_expiry]
-        if not found:
-            return None
-        instant, id_ = min(found)
-        live = self.numbered.get(id_)
-        return None if live is None else (instant, live)
+        first = self._expiring.first()
+        live = None if first is None else self.numbered.get(first[1])
+        return None if first is None or live is None else (first[0], live)
 
     def worn_shares(self) -> list[tuple[str, float]]:
         """The names of the worn ones, and how much of their ordinals they have used up."""

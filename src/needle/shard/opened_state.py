@@ -28,6 +28,7 @@ from needle.shard.apply.sessions import SessionTable
 from needle.shard.bulk.staged import StagedFiles
 from needle.shard.catalog_known import decode_known
 from needle.shard.disk import ReplicaDisk
+from needle.shard.documents.digest import DigestParts
 from needle.shard.documents.image import SEGMENTS, write_image
 from needle.shard.documents.records import CollectionRecord, WriteSet
 from needle.shard.documents.sqlite_file import FILE_NAME
@@ -116,8 +117,9 @@ class OpenedState:
         views = immutables.Map({name: live.view() for name, live in self.live.named.items()})
         visible, size = sum(view.counted for view in views.values()), sum(view.live_bytes for view in views.values())
         pins, catalog = decode_pins(self.store.named("pins")), decode_known(self.store.named("catalog"))
-        named = self.live.vectors_by
-        self.view = ReplicaView(at, views, self.store, fence, visible, size, pins, catalog, named)
+        named = self.live.vectors_by, self.live.vector_count, self.live.names, DigestParts()
+        self.view = ReplicaView(at, views, self.store, fence, visible, size, pins, catalog, *named)
+        self.view.digest()  # all of its parts are made here, in a thread, and not when replicas are compared
         comes = fence is not None and any(one.incoming and one.hides for one in fence.holdings.transfers)
         around.effects.begin(at.index, doubtful=comes)
 
@@ -212,8 +214,8 @@ class OpenedState:
             views[name] = now = live.view()
             visible += now.counted - (0 if before is None else before.counted)
             size += now.live_bytes - (0 if before is None else before.live_bytes)
-        what = batch.fence, visible, size, batch.pins, batch.catalog
-        self.view = ReplicaView(changes.at, views.finish(), self.store, *what, self.live.vectors_by)
+        what = batch.fence, visible, size, batch.pins, batch.catalog, self.live.vectors_by, self.live.vector_count
+        self.view = ReplicaView(changes.at, views.finish(), self.store, *what, self.live.names, self.view.parts)
         self._around.changed.note(batch.dropped, changes.collections)
 
     def save_fields(self, rows_min: int) -> bool:

@@ -8,10 +8,10 @@ It must not know apply, SQLite or faiss; the view and the store are arguments.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from math import inf
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -19,31 +19,27 @@ import numpy.typing as npt
 from pyroaring import BitMap
 
 from needle.base.config import Limits
-from needle.base.errors import CorruptDocuments, Forbidden, NeedleError
+from needle.base.errors import Forbidden, NeedleError
 from needle.base.explain import ShardExplanation
-from needle.base.filters.builder import Filter, field_path
+from needle.base.filters.builder import Filter
 from needle.base.filters.nodes import And, Node, compares
 from needle.base.filters.reserved import instead
-from needle.base.filters.values import Value, first, values_of
 from needle.base.model import CollectionSpec, HitBatch, SearchRequest, near_enough
-from needle.routing.topology import called
-from needle.shard.apply.validation import check_search
-from needle.shard.documents.metadata_rows import decode_metadata
+from needle.shard.apply.validation import check_search, check_searches
 from needle.shard.documents.projection import projection
-from needle.shard.documents.records import CollectionRecord, StoredDocument
+from needle.shard.documents.records import CollectionRecord
 from needle.shard.documents.store import DocumentStore
 from needle.shard.fields.allow_lists import Moment
 from needle.shard.fields.builders import Builders
+from needle.shard.fields.owners import owners
 from needle.shard.fields.payload_index import PayloadIndex
 from needle.shard.grouping import Sources, nearest_groups, wish_of
+from needle.shard.hits import Nearest, batches_of, columns, read_documents, with_vectors
 from needle.shard.ordinal_set import OrdinalSet
 from needle.shard.places import Places
 from needle.shard.segments.allowed import Allowed
 from needle.shard.segments.trace import Trace
 from needle.shard.segments.view import VectorsView
-
-Nearest = tuple[list[int], list[float]]
-"""Ordinals and distances of one query's answer, nearest first."""
 
 
 class Collection(Protocol):
@@ -67,6 +63,22 @@ class Collection(Protocol):
     def changes(self) -> int: ...
 
 
+def alike(requests: Sequence[SearchRequest]) -> Iterable[list[int]]:
+    """The places of those that differ in their vectors only, which can be searched at once."""
+    if len(requests) == 1:
+        return ([0],)
+    groups: list[tuple[SearchRequest, list[int]]] = []
+    for at, one in enumerate(requests):
+        bare = msgspec.structs.replace(one, vector=b"")
+        for other, places in groups:  # few, for a batch is small; a hash of all fields takes longer
+            if other == bare:
+                places.append(at)
+                break
+        else:
+            groups.append((bare, [at]))
+    return [places for _, places in groups]
+
+
 def search_group(
     collection: Collection,
     store: DocumentStore,
@@ -86,21 +98,12 @@ def search_group(
     first, by = requests[0], vectors or collection
     if first.bound and first.explain:
         raise Forbidden("explain tells how many documents there are in all, and this API key is for some only")
-    answers: dict[int, HitBatch | NeedleError] = {}
-    queries: list[npt.NDArray[np.float32]] = []
-    good: list[int] = []
-    for at, request in enumerate(requests):
-        try:
-            queries.append(check_search(request, by.record.spec, limits))
-            good.append(at)
-        except NeedleError as error:
-            answers[at] = error.with_traceback(None)  # whose frames hold all of this search
+    queries, good, wrong = checked(requests, by.record.spec, limits)
+    answers: dict[int, HitBatch | NeedleError] = {**wrong}
     if good:
         trace = Trace(len(queries), clock) if first.explain else None
         instants = [clock()]
-        allow = allowed_ordinals(collection, first.filter, limits, builders, go_on, first.bound)
-        if vectors is not None and allow is not None:
-            allow = Allowed(allow.bitmap & vectors.live.bitmap())
+        allow = allowed_to(collection, vectors, first, limits, builders, go_on)
         instants.append(clock())
         go_on()
         if first.group_by:
@@ -108,9 +111,9 @@ def search_group(
             batches = [work.batch(query, applied, trace) for query in queries]
             instants.append(clock())
         else:
-            found = nearest_of(by, np.stack(queries), first, first.k, allow, trace)
+            found = nearest_of(by, queries, first, first.k, allow, trace)
             instants.append(clock())
-            batches = _batches(collection.record, by.record, store, first, found, applied)
+            batches = batches_of(collection.record, by.record, store, first, found, applied)
         instants.append(clock())
         if trace is not None or instants[-1] - instants[0] >= figures:
             allowed = by.visible if allow is None else len(allow)
@@ -118,6 +121,43 @@ def search_group(
             batches = _explained(batches, trace, collection.visible, allowed, instants, notes)
         answers.update(zip(good, batches, strict=True))
     return [answers[at] for at in range(len(requests))]
+
+
+class Checked(NamedTuple):
+    """Of requests that differ in their vectors only, those that are right: their queries (n, dimensions), and their
+    places. wrong: by place, what is wrong with the others."""
+
+    queries: npt.NDArray[np.float32]
+    good: list[int]
+    wrong: dict[int, NeedleError]
+
+
+def checked(requests: Sequence[SearchRequest], spec: CollectionSpec, limits: Limits) -> Checked:
+    """What a collection's vectors can be asked of these."""
+    found = check_searches(requests, spec, limits)
+    if found is not None:
+        return Checked(found, [*range(len(requests))], {})
+    queries, good, wrong = list[npt.NDArray[np.float32]](), list[int](), dict[int, NeedleError]()
+    for at, request in enumerate(requests):
+        try:
+            queries.append(check_search(request, spec, limits))
+            good.append(at)
+        except NeedleError as error:
+            wrong[at] = error.with_traceback(None)  # whose frames hold all of this search
+    return Checked(np.stack(queries) if queries else np.empty((0, 0), np.float32), good, wrong)
+
+
+def allowed_to(
+    collection: Collection,
+    vectors: Collection | None,
+    request: SearchRequest,
+    limits: Limits,
+    builders: Builders | None,
+    go_on: Callable[[], None],
+) -> Allowed | None:
+    """`allowed_ordinals` of a search, of those that have the vector that it asks for. vectors: as of `search_group`."""
+    allow = allowed_ordinals(collection, request.filter, limits, builders, go_on, request.bound)
+    return allow if vectors is None or allow is None else Allowed(allow.bitmap & vectors.live.bitmap())
 
 
 def _explained(
@@ -249,135 +289,32 @@ class _Grouped:
         record, of, request, wish = self._collection.record, self._vectors.record, self._request, self._wish
         payload, end = self._collection.payload, self._collection.record.next_ordinal
 
-        def nearest(k: int, among: BitMap) -> tuple[list[int], list[float], bool]:
-            ((ordinals, distances),) = nearest_of(self._vectors, query[None, :], request, k, Allowed(among), trace)
+        thorough = msgspec.structs.replace(request, exact=True)
+
+        def nearest(k: int, among: BitMap, how: SearchRequest = request) -> tuple[list[int], list[float], bool]:
+            ((ordinals, distances),) = nearest_of(self._vectors, query[None, :], how, k, Allowed(among), trace)
             near = near_enough(distances, of.spec.metric, request)
             return ordinals[:near], distances[:near], near == len(ordinals)
+
+        def scored(among: BitMap) -> tuple[list[int], list[float]]:
+            ordinals, distances, _ = nearest(len(among), among, thorough)
+            return ordinals, distances
 
         sources = Sources(
             nearest,
             lambda ordinals: read_documents(record, self._store, ordinals, metadata=True, vectors=False),
             lambda node, among: payload.within(node, end, among, self._builders, self._go_on),
             lambda among: among & payload.several(wish.path, end),
+            lambda values, among: owners(payload, wish.path, values, end, among, self._builders, self._go_on),
+            scored,
             self._go_on,
         )
         groups, documents = nearest_groups(wish, self._among, sources)
         if request.with_vectors:
             wanted = sorted(documents)
-            documents = _with_vectors(record, of, self._store, wanted, metadata=request.with_metadata)
+            documents = with_vectors(record, of, self._store, wanted, metadata=request.with_metadata)
         members = [member for group in groups for member in group.members]
         listed, distances = [documents[one.ordinal] for one in members], [one.distance for one in members]
         found = columns(listed, distances, request, applied, of.spec, projection(request.fields))
         values = [group.value for group in groups for _ in group.members]
         return msgspec.structs.replace(found, groups=values)
-
-
-def _with_vectors(
-    record: CollectionRecord, of: CollectionRecord, store: DocumentStore, ordinals: list[int], *, metadata: bool
-) -> dict[int, StoredDocument]:
-    """Documents with the vectors that were searched."""
-    if of is record:
-        return read_documents(record, store, ordinals, metadata=metadata, vectors=True)
-    vectors = read_documents(of, store, ordinals, metadata=False, vectors=True)
-    documents = read_documents(record, store, ordinals, metadata=metadata, vectors=False)
-    return {at: msgspec.structs.replace(one, vector=vectors[at].vector) for at, one in documents.items()}
-
-
-def _batches(
-    record: CollectionRecord,
-    of: CollectionRecord,
-    store: DocumentStore,
-    request: SearchRequest,
-    found: list[Nearest],
-    applied: int,
-) -> list[HitBatch]:
-    """of: the vectors that were searched."""
-    shown = projection(request.fields)
-    if request.max_distance is not None or request.min_score is not None:
-        near = [near_enough(distances, of.spec.metric, request) for _, distances in found]
-        found = [(ordinals[:n], distances[:n]) for n, (ordinals, distances) in zip(near, found, strict=True)]
-    found = _k_each(record, store, request.k, found)
-    wanted = sorted({ordinal for ordinals, _ in found for ordinal in ordinals})
-    metadata = request.with_metadata or bool(request.order_by)
-    if request.with_vectors:
-        documents = _with_vectors(record, of, store, wanted, metadata=metadata)
-    else:
-        documents = read_documents(record, store, wanted, metadata=metadata, vectors=False)
-    return [
-        _batch([documents[o] for o in ordinals], distances, request, applied, of.spec, shown)
-        for ordinals, distances in found
-    ]
-
-
-def read_documents(
-    record: CollectionRecord, store: DocumentStore, ordinals: list[int], *, metadata: bool, vectors: bool
-) -> dict[int, StoredDocument]:
-    """By ordinal. Raises CorruptDocuments if one is not there."""
-    documents = store.by_ordinal(record.id, ordinals, metadata=metadata, vectors=vectors)
-    if len(documents) != len(ordinals):
-        missing = len(ordinals) - len(documents)
-        raise CorruptDocuments(f"{missing} found ordinals of {called(record.spec.name)!r} have no document")
-    return documents
-
-
-def _k_each(record: CollectionRecord, store: DocumentStore, k: int, found: list[Nearest]) -> list[Nearest]:
-    """Without what is tied with the k-th but has a greater id. Of documents that may fall out only the ids are read."""
-    tied = {o for ordinals, distances in found if len(ordinals) > k for o in _tied(ordinals, distances)}
-    if not tied:
-        return found
-    ids = read_documents(record, store, sorted(tied), metadata=False, vectors=False)
-    kept = []
-    for ordinals, distances in found:
-        if len(ordinals) > k:
-            last = sorted(_tied(ordinals, distances), key=lambda ordinal: ids[ordinal].id)
-            nearer = ordinals[: len(ordinals) - len(last)]
-            ordinals, distances = [*nearer, *last][:k], distances[:k]
-        kept.append((ordinals, distances))
-    return kept
-
-
-def _tied(ordinals: list[int], distances: list[float]) -> list[int]:
-    """The ordinals whose distance is that of the last."""
-    return ordinals[distances.index(distances[-1]) :]
-
-
-def _batch(
-    documents: list[StoredDocument],
-    distances: list[float],
-    request: SearchRequest,
-    applied: int,
-    spec: CollectionSpec,
-    shown: Callable[[bytes], bytes],
-) -> HitBatch:
-    if len(set(distances)) < len(distances):  # ties stand in the order of their ordinals so far
-        pairs = sorted(zip(distances, documents, strict=True), key=lambda pair: (pair[0], pair[1].id))
-        distances, documents = [distance for distance, _ in pairs], [document for _, document in pairs]
-    return columns(documents, distances, request, applied, spec, shown)
-
-
-def columns(
-    documents: list[StoredDocument],
-    distances: list[float],
-    request: SearchRequest,
-    applied: int,
-    spec: CollectionSpec,
-    shown: Callable[[bytes], bytes],
-) -> HitBatch:
-    """An answer, of documents in its order."""
-    return HitBatch(
-        ids=[document.id for document in documents],
-        distances=distances,
-        versions=[document.version for document in documents],
-        metadata=[shown(document.metadata) or b"null" for document in documents] if request.with_metadata else [],
-        vectors=spec.form.given(b"".join([one.vector for one in documents])) if request.with_vectors else b"",
-        applied_index=applied,
-        metric=spec.metric,
-        order=_order(documents, request) if request.order_by else [],
-    )
-
-
-def _order(documents: list[StoredDocument], request: SearchRequest) -> list[Value | None]:
-    """By what the documents are ordered."""
-    path = field_path(request.order_by, "order_by")
-    found = (values_of(decode_metadata(document.metadata), path).values() for document in documents)
-    return [first(values, descending=request.descending) for values in found]

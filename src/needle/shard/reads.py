@@ -1,4 +1,5 @@
-"""Searches and gets of one replica: each works on one immutable view, while it is held among those that run.
+"""Gets, counts and scans of one replica, beside its searches: each works on one immutable view, while it is held among
+those that run.
 
 Threads: any. It must not know apply, snapshots or Raft.
 """
@@ -7,16 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, closing
-from functools import partial
-from math import inf
+from contextlib import closing
 from typing import Final, NamedTuple
 
 import msgspec
 
-from needle.base.config import Limits
 from needle.base.dtypes import DType
-from needle.base.errors import CorruptDocuments, CorruptSegment, DeadlineExceeded, NeedleError, ReplicaDamaged
+from needle.base.errors import CorruptDocuments
 from needle.base.filters.nodes import Node, evaluate
 from needle.base.filters.ordering import Key, ScanOrder
 from needle.base.model import Claim, HitBatch, SearchRequest
@@ -26,14 +24,14 @@ from needle.shard.documents import scans
 from needle.shard.documents.metadata_rows import decode_metadata
 from needle.shard.documents.records import CollectionRecord, StoredDocument
 from needle.shard.documents.scans import Seen
-from needle.shard.fields.builders import BeingIndexed, Builders, SearchAnswer
+from needle.shard.fields.builders import Builders
 from needle.shard.fields.counting import Counts, value_counts
 from needle.shard.fields.field_index import Path
-from needle.shard.in_flight import InFlight
 from needle.shard.live_collection import ReplicaView
 from needle.shard.narrowing import few_of, matching_of
 from needle.shard.ordered_scan import Ordered
-from needle.shard.query import allowed_ordinals, both, search_group, visible_ordinals
+from needle.shard.query import allowed_ordinals, both, visible_ordinals
+from needle.shard.searching import Clock, Searches, not_served
 from needle.shard.sparse_search import search_sparse
 from needle.shard.text_search import search_words
 
@@ -41,15 +39,9 @@ SCAN_LOOKS: Final = 10_000
 SCAN_LOOKS_BYTES: Final = 32 << 20
 SCAN_BYTES: Final = 8 << 20
 """One page of a scan looks at so many documents, or metadata of so many bytes, and holds so many bytes, about."""
-SHORT_BYTES: Final = 1 << 20
-SHORT_GROWING: Final = 4096
-SHORT_K: Final = 100
-"""A search among vectors of so many bytes, and beside so many that are in no index file yet, is short."""
-
 
 GoOn = Callable[[], None]
 """Called every now and then; what it raises ends the work."""
-Clock = Callable[[], float]
 
 
 def on() -> None:
@@ -90,104 +82,10 @@ class Scanned(NamedTuple):
     key: Key | None = None
 
 
-class Reads:
+class Reads(Searches):
     """What state_machine.Replica answers from views."""
 
-    def __init__(
-        self,
-        view: Callable[[], ReplicaView],
-        in_flight: InFlight,
-        limits: Limits,
-        found_damage: Callable[[CorruptDocuments, str], None],
-    ) -> None:
-        """view: the newest one. found_damage: is told in which state directory."""
-        self._view = view
-        self._in_flight = in_flight
-        self._limits = limits
-        self._found_damage = found_damage
-        self._last_fence: tuple[bytes, Fence] | None = None
-        self._cut: dict[str, None] = {}
-
-    def search_many(
-        self,
-        requests: list[SearchRequest],
-        wanted: Callable[[int], bool],
-        builders: Builders | None,
-        clock: Clock,
-        figures: float = inf,
-    ) -> list[SearchAnswer]:
-        """See Replica.search_many. figures: see search_group."""
-        groups: dict[tuple[object, ...], list[int]] = {}
-        for at, r in enumerate(requests):
-            groups.setdefault(msgspec.structs.astuple(msgspec.structs.replace(r, vector=b"")), []).append(at)
-        results: dict[int, SearchAnswer] = {}
-        with self._in_flight.enter():
-            view = self._view()
-            for grouped in groups.values():
-                members = [at for at in grouped if wanted(at)]
-                if members:
-                    how = builders, partial(_while_wanted, members, wanted), clock, figures
-                    answers = self._search_group(view, [requests[at] for at in members], *how)
-                    results.update(zip(members, answers, strict=True))
-        late = DeadlineExceeded("the search's time was over before it could begin")
-        return [results.get(at, late) for at in range(len(requests))]
-
-    def _search_group(
-        self,
-        view: ReplicaView,
-        asked: list[SearchRequest],
-        builders: Builders | None,
-        go_on: Callable[[], None],
-        clock: Clock,
-        figures: float,
-    ) -> Sequence[SearchAnswer]:
-        """Of requests that differ in their vectors only."""
-        how = builders, go_on, clock, figures
-        try:
-            check_claim(view.fence, asked[0].claim, view.at.index)
-            collection, name = view.collection(asked[0].collection), asked[0].vector_name
-            vectors = view.vector(collection, name) if name else None
-            return search_group(collection, view.store, asked, view.at.index, self._limits, *how, vectors)
-        except CorruptDocuments as error:
-            self._found_damage(error, os.path.dirname(view.store.path))
-            return [not_served(error)] * len(asked)
-        except CorruptSegment as error:
-            self._cut[str(error.details["path"])] = None
-            return [ReplicaDamaged(f"{error.message}; this replica replaces it")] * len(asked)
-        except (NeedleError, BeingIndexed) as error:
-            return [error] * len(asked)
-
-    def is_short(self, request: SearchRequest) -> bool:
-        """Whether a search scores few vectors, knows which these are, and reads no file of documents but perhaps for
-        some ids. Blocks for nothing."""
-        view = self._view()
-        held = view.collections.get(request.collection)
-        asks = request.with_metadata or request.with_vectors or request.group_by or request.order_by or request.explain
-        if (
-            held is None
-            or asks
-            or request.vector_name
-            or view.store.writer.hides
-            or sum(chunk.rows for chunk in held.vectors.growing.chunks) > SHORT_GROWING
-        ):
-            return False
-        count = held.record.documents
-        if request.filter or request.bound:
-            allowed = held.payload.lists.peek(held.payload, (request.filter, request.bound), held.changes)
-            count = SHORT_BYTES if allowed is None else len(allowed)
-        return 4 * held.record.spec.dimensions * count <= SHORT_BYTES and request.k <= SHORT_K
-
-    def take_cut(self) -> list[str]:
-        """Paths of index files that searches found shorter than they were; once each."""
-        return [path for path in list(self._cut) if self._cut.pop(path, 0) is None]
-
-    def entered(self) -> AbstractContextManager[None]:
-        """While what is found is looked into further: rows of versions that are replaced meanwhile stay."""
-        return self._in_flight.enter()
-
-    def view(self) -> ReplicaView:
-        """The newest one."""
-        return self._view()
+    _last_fence: tuple[bytes, Fence] | None = None
 
     def get(
         self, collection: str, ids: list[str], with_vectors: bool, claim: Claim | None, bound: bytes
@@ -195,7 +93,7 @@ class Reads:
         """See Replica.get."""
         try:
             found = self._get(collection, ids, with_vectors, claim)
-            node = both(b"", bound, self._limits)
+            node = both(b"", bound, self.limits)
             if node is None:
                 return found
             return [one for one in found if evaluate(node, decode_metadata(one.metadata), one.id)]
@@ -203,8 +101,8 @@ class Reads:
             raise not_served(error) from error  # the store has told of it
 
     def _get(self, collection: str, ids: list[str], with_vectors: bool, claim: Claim | None) -> list[StoredDocument]:
-        with self._in_flight.enter():
-            view = self._view()
+        with self.entered():
+            view = self.view()
             record = view.collection(collection).record
             if claim is None and view.fence is None:
                 return given(record, view.store.by_id(record.id, ids, vectors=with_vectors))
@@ -226,14 +124,14 @@ class Reads:
     ) -> tuple[int, int]:
         """See Replica.count_matching."""
         try:
-            with self._in_flight.enter():
-                view = self._view()
+            with self.entered():
+                view = self.view()
                 check_claim(view.fence, claim, view.at.index)
                 found = view.collection(collection)
-                allowed = allowed_ordinals(found, filter_json, self._limits, builders, go_on, bound)
+                allowed = allowed_ordinals(found, filter_json, self.limits, builders, go_on, bound)
                 return found.visible if allowed is None else len(allowed), view.at.index
         except CorruptDocuments as error:
-            self._found_damage(error, os.path.dirname(view.store.path))
+            self.found_damage(error, os.path.dirname(view.store.path))
             raise not_served(error) from error
 
     def value_counts(
@@ -248,16 +146,16 @@ class Reads:
         and a bound. The rest as of Replica.count_matching. Raises InvalidArgument for a field with too many values."""
         path, filter_json, bound = wanted
         try:
-            with self._in_flight.enter():
-                view = self._view()
+            with self.entered():
+                view = self.view()
                 check_claim(view.fence, claim, view.at.index)
                 found = view.collection(collection)
-                allowed = allowed_ordinals(found, filter_json, self._limits, builders, go_on, bound)
+                allowed = allowed_ordinals(found, filter_json, self.limits, builders, go_on, bound)
                 among = visible_ordinals(found) if allowed is None else allowed.bitmap
                 end = found.record.next_ordinal
                 return value_counts(found.payload, path, end, among, builders, go_on), view.at.index
         except CorruptDocuments as error:
-            self._found_damage(error, os.path.dirname(view.store.path))
+            self.found_damage(error, os.path.dirname(view.store.path))
             raise not_served(error) from error
 
     def scored(
@@ -266,20 +164,20 @@ class Reads:
         """A shard's part of a search by words, or by a sparse vector. The rest as of Replica.count_matching."""
         search = search_words if request.sparse is None else search_sparse
         try:
-            with self._in_flight.enter():
-                view = self._view()
+            with self.entered():
+                view = self.view()
                 check_claim(view.fence, claim, view.at.index)
                 found, store, at = view.collection(request.collection), view.store, view.at.index
-                return search(found, store, request, at, self._limits, builders, go_on, clock)
+                return search(found, store, request, at, self.limits, builders, go_on, clock)
         except CorruptDocuments as error:
-            self._found_damage(error, os.path.dirname(view.store.path))
+            self.found_damage(error, os.path.dirname(view.store.path))
             raise not_served(error) from error
 
     def scan(self, page: Page, claim: Claim | None, go_on: Callable[[], None], builders: Builders | None) -> Scanned:
         """See Replica.scan."""
         try:
-            with self._in_flight.enter():
-                view = self._view()
+            with self.entered():
+                view = self.view()
                 scanned = self._scan if page.order is None else self._scan_in_order
                 return scanned(view, page, claim, go_on, builders)
         except CorruptDocuments as error:
@@ -290,7 +188,7 @@ class Reads:
     ) -> Scanned:
         record = view.collection(page.collection).record
         collection_id = record.id
-        node = both(page.filter, page.bound, self._limits)
+        node = both(page.filter, page.bound, self.limits)
         found: list[StoredDocument] = []
         looked, read, size, fence, index = 0, 0, 0, view.fence, view.at.index
         if page.pin is not None:
@@ -330,7 +228,7 @@ class Reads:
         self, view: ReplicaView, page: Page, claim: Claim | None, go_on: GoOn, builders: Builders | None
     ) -> Scanned:
         held, store = view.collection(page.collection), view.store
-        node, fence, index = both(page.filter, page.bound, self._limits), view.fence, view.at.index
+        node, fence, index = both(page.filter, page.bound, self.limits), view.fence, view.at.index
         if page.pin is None:
             check_claim(fence, claim, index)
             universe = held.live.bitmap() - held.hidden
@@ -379,17 +277,6 @@ def _rows(
     if few is not None:
         return store.scan_some(held.record.id, page.after, few, held.record.next_ordinal)
     return store.scan(held.record.id, page.after, matching_of(held, node, builders, go_on) if page.bound else None)
-
-
-def _while_wanted(members: Sequence[int], wanted: Callable[[int], bool]) -> None:
-    """Raises DeadlineExceeded once nobody waits for any of these searches: a thread must not go on for nobody."""
-    if not any(map(wanted, members)):
-        raise DeadlineExceeded("the search's time was over before it was done")
-
-
-def not_served(error: CorruptDocuments) -> ReplicaDamaged:
-    """What who asks gets to know of damage."""
-    return ReplicaDamaged(f"this replica's data is damaged and is fetched again: {error.message}")
 
 
 def given(record: CollectionRecord, found: list[StoredDocument]) -> list[StoredDocument]:

@@ -48,7 +48,8 @@ from needle.shard.held_collections import HeldCollections
 from needle.shard.in_flight import InFlight
 from needle.shard.live_collection import ReplicaView, digest_of
 from needle.shard.opened_state import Entry, OpenedState, Surroundings
-from needle.shard.reads import GoOn, Page, Reads, Scanned, not_served, on
+from needle.shard.reads import GoOn, Page, Reads, Scanned, on
+from needle.shard.searching import not_served
 from needle.shard.sizes import sizes_of
 from needle.shard.states import States
 from needle.shard.upkeep import PURGE_ROWS, Upkeep
@@ -89,8 +90,7 @@ class Replica:
         self._reads = Reads(lambda: self.view, self._in_flight, limits, self._states.found_damage)
         parts = (self._applying, self._in_flight, self.effects, purge_rows_min, limits.feed_rows_bytes_max)
         self._upkeep = Upkeep(lambda: self._store, lambda: self.view, *parts)
-        self._usable = Usable(directory, self._states)
-        self.compared, self.takes_long = Compared(), takes_long
+        self._usable, self.compared, self.takes_long = Usable(directory, self._states), Compared(), takes_long
         self._states.open()
 
     @property
@@ -184,11 +184,11 @@ class Replica:
         while True:
             with self._applying:
                 self._usable.check()
-                first = self._states.live.first_expiring()
-                if first is None or first[0] > now:
+                if (first := self._states.live.first_expiring()) is None or first[0] > now:
                     return ""
                 live = first[1]
                 live.first_expiry = self._store.first_expiry(live.record.id)
+                self._states.live.note(live)
                 if 0 < live.first_expiry <= now:
                     return live.record.spec.name
 
@@ -346,7 +346,7 @@ class Replica:
         """The command to propose, checked against the current collections; cosine vectors are normalised."""
         self._usable.check()
         view = self.view
-        return check_command(command, view.spec, self.limits, lambda: len(view.named()))
+        return check_command(command, view.spec, self.limits, lambda: view.collection_count)
 
     # --- snapshots ---------------------------------------------------------------------------------------------------
     def export_snapshot(self, directory: str) -> tuple[int, int, bytes, list[Any]]:

@@ -31,7 +31,8 @@ from needle.shard.documents.records import CollectionRecord
 from needle.shard.documents.store import DocumentStore
 from needle.shard.fields.builders import Builders
 from needle.shard.fields.word_search import Counts, Floats, WordSearch
-from needle.shard.query import Collection, allowed_ordinals, columns, read_documents, visible_ordinals
+from needle.shard.hits import columns, read_documents
+from needle.shard.query import Collection, allowed_ordinals, visible_ordinals
 
 WORDS_MAX: Final = 256
 """Different words of one query."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from needle.base.errors import CorruptDocuments, NeedleError, StorageError
 from needle.base.file_errors import SHORTAGES
-from needle.shard.reads import not_served
+from needle.shard.searching import not_served
 from needle.shard.states import States
 
 

@@ -8,8 +8,9 @@ import msgspec
 import pytest
 
 from needle.catalog.planning import rebalance
+from needle.routing.copy_rates import RANGE_DOCUMENTS, REPLICA_BYTES, CopyRates
 from needle.routing.jobs import OVER, Job, JobState, Phase, RebalanceConfig, Running
-from needle.routing.pace import RANGE_DOCUMENTS, REPLICA_BYTES, STEPS_SECONDS, expected_seconds, rate_max, rest_of
+from needle.routing.pace import STEPS_SECONDS, expected_seconds, rate_max, rest_of
 from needle.routing.planned_moves import MoveRange, MoveReplicas, PreferLeader
 from needle.routing.plans import Wish
 
@@ -78,3 +79,10 @@ def test_progress_tells_the_rate_of_what_copies() -> None:
 )
 def test_a_plan_takes_as_long_as_its_moves_side_by_side(moves, config, seconds) -> None:  # type: ignore[no-untyped-def]
     assert expected_seconds(moves, config) == pytest.approx(seconds)
+
+
+def test_a_plan_goes_by_what_this_cluster_has_shown() -> None:
+    slow = CopyRates(replica_bytes=REPLICA_BYTES / 10)
+    assert expected_seconds([TWO, RANGE], FAST, slow) == pytest.approx(STEPS_SECONDS + 10.0)
+    slow = CopyRates(range_documents=RANGE_DOCUMENTS / 20)
+    assert expected_seconds([TWO, RANGE], FAST, slow) == pytest.approx(STEPS_SECONDS + 20.0)

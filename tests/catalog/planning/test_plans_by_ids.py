@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -106,3 +107,5 @@ def test_parts_share_what_the_shard_holds_now() -> None:
     found = _sizes(0, status)
     assert [part.documents for part in found.ranges] == [333, 334, 334]
     assert sum(part.bytes for part in found.ranges) == 5000
+    status = msgspec.structs.replace(status, parts=[(b"", b"b", 0), (b"b", None, 0)])
+    assert _sizes(0, status).ranges == (), "it was empty when they were looked for"

@@ -176,6 +176,8 @@ def test_progress_counts_what_is_copied_so_far() -> None:
     told = progress(made.job, made.plan(), running, 10.0)
     assert 0 < told.percent_complete < 100
     assert told.eta == (told.total_bytes - told.moved_bytes) / 10
+    paused = msgspec.structs.replace(made.job, state=JobState.PAUSED)
+    assert progress(paused, made.plan(), running, 10.0).eta is None, "the rate fell, and what was left grew"
     assert set(told.phases) == {one.id for one in running}
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 import pytest
 
 from catalog.catalog_util import topology
-from needle.base.errors import NeedleError
+from catalog.planning.planned_world import world
+from needle.base.errors import InvalidArgument, NeedleError
 from needle.base.ids import shard_group
 from needle.base.model import WriteResult
 from needle.catalog.planning.planner import plan
-from needle.catalog.rebalances import CHECKED, WHY_CHARS_MAX, WISHED_MAX
+from needle.catalog.rebalances import CHECKED, WHY_CHARS_MAX
 from needle.catalog.state import ENDINGS, execute
 from needle.client.rebalancing import ended_in
 from needle.protocol.catalog_commands import (
@@ -28,9 +30,10 @@ from needle.protocol.catalog_commands import (
 )
 from needle.routing.jobs import Job, JobState, RebalanceConfig, Running
 from needle.routing.planned_moves import FoundShard, MoveRange, MoveReplicas
-from needle.routing.plans import Wish
+from needle.routing.plans import WISHED_MAX, Wish
 from needle.routing.stats import ClusterStats
 from needle.routing.topology import NodeState, Topology
+from needle.server.http.cluster_bodies import PlanRebalance
 
 replace = msgspec.structs.replace
 
@@ -105,7 +108,7 @@ def test_a_node_is_emptied_from_the_entry_on_that_begins_it_and_not_by_one_that_
     made = started()
     begin = StartRebalance(Wish(balance=False), RebalanceConfig(), empty="node-2")
     assert begin.needs() == EMPTIES
-    with pytest.raises(NeedleError, match="rebalance 2 is pending"):
+    with pytest.raises(NeedleError, match="rebalance 2 is about to begin"):
         made.tell(begin)
     made.tell(StepRebalance(replace(made.job, state=JobState.DONE), made.job.revision))
     with pytest.raises(NeedleError, match="'node-9'"):
@@ -122,7 +125,7 @@ def running(made: Catalog) -> Job:
 def test_one_rebalance_at_a_time_and_the_next_one_after_its_end() -> None:
     made = started(batch_size=7)
     assert (made.job.id, made.job.state, made.job.config.batch_size) == (2, JobState.PENDING, 7)
-    with pytest.raises(NeedleError, match="rebalance 2 is pending"):
+    with pytest.raises(NeedleError, match="rebalance 2 is about to begin"):
         made.tell(StartRebalance(Wish(), RebalanceConfig()))
     made.tell(StepRebalance(replace(made.job, state=JobState.DONE), made.job.revision))
     with pytest.raises(NeedleError, match="rebalance 2 is done"):
@@ -153,6 +156,20 @@ def test_it_is_not_done_if_a_node_to_be_emptied_was_given_something_after_the_lo
 def test_a_wish_is_bounded() -> None:
     with pytest.raises(NeedleError, match=f"at most {WISHED_MAX}"):
         Catalog().tell(StartRebalance(Wish(retire=tuple(range(WISHED_MAX + 1))), RebalanceConfig()))
+
+
+@pytest.mark.parametrize("field", ["lost", "drain", "retire", "weights", "zones"])
+def test_who_asks_for_a_plan_is_refused_too_many_names_before_they_are_looked_at(field: str) -> None:
+    """A million of them took seconds of a thread that kept the interpreter, and over HTTP a part of that on the event
+    loop."""
+    names: dict[str, Any] = {f"n{at}": 1.0 if field == "weights" else "a" for at in range(WISHED_MAX + 1)}
+    several = field in ("weights", "zones")
+    said: Any = names if several else list(range(len(names))) if field == "retire" else list(names)
+    made = world()
+    with pytest.raises(InvalidArgument, match=f"wish = {WISHED_MAX + 1} is not allowed: at most {WISHED_MAX}"):
+        plan(made.topology, made.stats(), Wish(**{field: said if several else tuple(said)}))
+    with pytest.raises(msgspec.ValidationError, match=f"at most {WISHED_MAX} shards and nodes"):
+        msgspec.convert({"wish": {field: said}}, PlanRebalance)
 
 
 def test_who_has_not_seen_the_last_change_takes_no_step() -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from harness.door import Idle, ask, request, serving
+from needle.base.errors import InvalidArgument
 from needle.base.filters import builder
 from needle.base.model import CollectionSpec, WriteResult
 from needle.client import values
 from needle.protocol.calls import FacetAnswer
-from needle.server.http.routes import ROUTES
+from needle.server.http.bodies import Body, Nothing
+from needle.server.http.call import CONDITION_VALUES, takes_long
+from needle.server.http.routes import ROUTES, Route
 from needle.server.service.served import LARGE_ROWS
 
 
@@ -107,7 +112,72 @@ async def test_what_is_long_is_read_in_a_thread(
     assert all(seen)
 
 
-@pytest.mark.parametrize(("count", "beside"), [(10, 0), (LARGE_ROWS, 2)])
+class Answer(msgspec.Struct, weakref=True):
+    """names: of what there is."""
+
+    names: list[str]
+
+
+class Given(Body, frozen=True, weakref=True):
+    filter: dict[str, Any]
+
+
+class Threads(Idle):
+    there = False
+
+    async def blocking(self, fn: Any, *arguments: Any) -> Any:
+        self.there = True
+        try:
+            return fn(*arguments)
+        finally:
+            self.there = False
+
+
+@pytest.mark.parametrize(("count", "beside"), [(10, False), (10_000, True)])
+async def test_a_large_request_that_is_refused_is_given_back_beside_the_event_loop(count: int, beside: bool) -> None:
+    """Of 400,000 conditions that held it for a tenth of a second."""
+    gone, larger = list[bool](), list[bool]()
+
+    async def read(call: Any) -> dict[str, int]:
+        weakref.finalize(call.body, lambda: gone.append(node.there))
+        larger.append(call.large)
+        raise InvalidArgument("no", field="filter")
+
+    node = Threads()
+    async with serving([Route("POST", "/v1/read", read, "", Given, dict, "reader")], node) as server:
+        body = json.dumps({"filter": {"$or": [{"n": n} for n in range(count)]}}).encode()
+        status, _ = await ask(server, request("POST", "/v1/read", body))
+    assert (status, gone, larger) == (400, [beside], [beside])
+
+
+@pytest.mark.parametrize("name", ["filter", "if_matches"])
+def test_a_filter_of_many_values_is_long_however_few_bytes_it_has(name: str) -> None:
+    def of(value: Any) -> Any:
+        return SimpleNamespace(**{name: value})
+
+    assert not takes_long(of(None)) and not takes_long(SimpleNamespace(vector=[0.5] * 5000))
+    assert not takes_long(of({"n": {"$in": list(range(CONDITION_VALUES - 3))}, "a": "text" * 5000}))
+    assert takes_long(of({"n": {"$in": list(range(CONDITION_VALUES))}}))
+    assert takes_long(of({"$or": [{"n": n} for n in range(CONDITION_VALUES // 2)]}))
+
+
+@pytest.mark.parametrize(("count", "beside"), [(10, False), (10_000, True)])
+async def test_what_a_large_answer_is_made_of_is_given_back_beside_the_event_loop(count: int, beside: bool) -> None:
+    gone = list[bool]()
+
+    async def read(call: Any) -> Answer:
+        made = Answer([f"a name of some length {n}" for n in range(count)])
+        call.share.take(20 * count)
+        weakref.finalize(made, lambda: gone.append(node.there))
+        return made
+
+    node = Threads()
+    async with serving([Route("GET", "/v1/read", read, "", Nothing, Answer, "reader")], node) as server:
+        status, _ = await ask(server, request("GET", "/v1/read"))
+    assert (status, gone) == (200, [beside])
+
+
+@pytest.mark.parametrize(("count", "beside"), [(10, 0), (LARGE_ROWS, 3)])
 async def test_many_values_are_told_beside_the_event_loop(count: int, beside: int) -> None:
     """Of eight shards of 20,000 values each they held it for 300 ms, and counted as nothing in the node's memory."""
 

@@ -67,10 +67,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if and (not .Values.insecure) (or (not .Values.auth.existingSecret) (not .Values.tls.existingSecret)) -}}
 {{- fail "set auth.existingSecret and tls.existingSecret, or insecure=true where the network keeps strangers out" -}}
 {{- end -}}
-{{- range $name := list "node_id" "cluster_nodes" "data_dir" "listen" "advertise" "http_address" "cluster_secret" "tls" "sharding.join" -}}
+{{- range $name := list "node_id" "cluster_nodes" "data_dir" "listen" "advertise" "http_address" "cluster_secret" "tls" -}}
 {{- if hasKey $.Values.settings $name -}}
 {{- fail (printf "settings.%s is what the chart sets itself" $name) -}}
 {{- end -}}
+{{- end -}}
+{{- if hasKey (default dict .Values.settings.sharding) "join" -}}
+{{- fail "settings.sharding.join is what the chart sets itself" -}}
 {{- end -}}
 {{- end -}}
 

@@ -6,7 +6,7 @@ bitmaps nor SQLite.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, assert_never
 
 import msgspec
@@ -335,15 +335,21 @@ def _parse(value: object, limits: Limits, depth: int) -> Filter:
         return value
     if not isinstance(value, Mapping):
         raise refused("filter", value, "a Filter or a dict such as {'field': {'$gt': 1}}")
-    parts: list[Filter] = []
     # More than one condition at a level is an implicit $and, one level of its own.
     inner = depth if sum(_width(item) for item in value.items()) == 1 else depth + 1
-    for key, below in value.items():
-        if isinstance(key, str) and key.startswith("$"):
-            parts.append(_parse_logic(key, below, limits, inner))
-        else:
-            parts.extend(_parse_field(key, below, limits, inner))
+    parts = _bounded((part for item in value.items() for part in _parse_item(*item, limits, inner)), limits)
     return parts[0] if len(parts) == 1 else _combine("$and", And, parts, limits)
+
+
+def _bounded(parts: Iterable[Filter], limits: Limits) -> list[Filter]:
+    """All of them, made one after the other: of millions, no more than is needed to refuse them."""
+    kept, nodes = list[Filter](), 0
+    for part in parts:
+        kept.append(part)
+        nodes += part._nodes
+        if nodes > limits.filter_nodes_max:
+            raise _too_large(0, nodes, limits)
+    return kept
 
 
 def _width(item: tuple[object, object]) -> int:
@@ -364,11 +370,13 @@ def _parse_logic(op: str, below: object, limits: Limits, depth: int) -> Filter:
         raise invalid("filter operator", op, f"in this place, one of {', '.join(LOGIC)}{hint and f'; {hint}'}")
     if not isinstance(below, list | tuple) or not below:
         raise invalid(f"filter {op}", below, "a non-empty list of filters")
-    parts = [_parse(part, limits, depth + 1) for part in below]
+    parts = _bounded((_parse(part, limits, depth + 1) for part in below), limits)
     return _combine(op, _JUNCTIONS[op], parts, limits)
 
 
-def _parse_field(field: object, below: object, limits: Limits, depth: int) -> list[Filter]:
+def _parse_item(field: object, below: object, limits: Limits, depth: int) -> list[Filter]:
+    if isinstance(field, str) and field.startswith("$"):
+        return [_parse_logic(field, below, limits, depth)]
     path = field_path(field)
     name = ".".join(path)
     if not isinstance(below, Mapping) or DATE in below:

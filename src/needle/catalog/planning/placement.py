@@ -100,7 +100,7 @@ def check_invariants(assignment: Assignment, nodes: Sequence[PlacementNode]) -> 
 
 
 class _Board:
-    """The replicas while they are placed. kept: by shard. load: sizes by node."""
+    """The replicas while they are placed. kept: by shard. on: the same by node. load: sizes by node."""
 
     def __init__(
         self, needs: Mapping[int, Need], nodes: Sequence[PlacementNode], current: Mapping[int, Sequence[NodeId]]
@@ -110,9 +110,11 @@ class _Board:
         if not self.usable:
             raise invalid("nodes", [node.id for node in nodes], "at least one usable node")
         self.by_id = {node.id: node for node in self.usable}
+        self.zones = {node.zone for node in self.usable}
         self.kept = {shard: [node for node in current.get(shard, ()) if node in self.by_id] for shard in self.needs}
         self.load: Counter[NodeId] = Counter()
         self.taken: Counter[NodeId] = Counter()
+        self.on: dict[NodeId, set[int]] = {node.id: set() for node in self.usable}
         for shard, replicas in self.kept.items():
             for node in replicas:
                 self.hold(shard, node)
@@ -125,6 +127,7 @@ class _Board:
 
     def hold(self, shard: int, node: NodeId, times: int = 1) -> None:
         """Count a replica; times -1: not any more."""
+        (self.on[node].add if times > 0 else self.on[node].discard)(shard)
         self.load[node] += times * self.needs[shard].size
         self.taken[node] += times * self.needs[shard].bytes
 
@@ -167,19 +170,25 @@ class _Board:
         return min(free, key=lambda node: (zones[node.zone], self.fill(node, need.size))).id if free else None
 
     def spread_zones(self) -> bool:
-        """Move a replica because its zone holds two of its shard while another zone holds none."""
-        for shard, replicas in self.kept.items():
-            need = self.needs[shard]
-            zones = Counter(self.by_id[node].zone for node in replicas)
-            if need.settled or len(zones) == len(replicas):
-                continue
-            crowded = [node for node in replicas if zones[self.by_id[node].zone] > 1]
-            empty = [node for node in self.usable if zones[node.zone] == 0 and self.takes(node, need)]
-            if empty:
-                old = max(crowded, key=lambda node: self.fill(self.by_id[node]))
-                self.replace(shard, old, min(empty, key=lambda node: self.fill(node, need.size)).id)
-                return True
-        return False
+        """Move replicas, of one shard after the other, because their zones hold two of it while others hold none.
+        Whether any moved: that may have made room for a shard before it."""
+        moved = False
+        for shard in self.kept:
+            while self._spread_zone(shard):
+                moved = True
+        return moved
+
+    def _spread_zone(self, shard: int) -> bool:
+        need, replicas = self.needs[shard], self.kept[shard]
+        if need.settled or len({self.by_id[node].zone for node in replicas}) in (len(replicas), len(self.zones)):
+            return False
+        zones = Counter(self.by_id[node].zone for node in replicas)
+        crowded = [node for node in replicas if zones[self.by_id[node].zone] > 1]
+        empty = [node for node in self.usable if zones[node.zone] == 0 and self.takes(node, need)]
+        if empty:
+            old = max(crowded, key=lambda node: self.fill(self.by_id[node]))
+            self.replace(shard, old, min(empty, key=lambda node: self.fill(node, need.size)).id)
+        return bool(empty)
 
     # --- balance -----------------------------------------------------------------------------------------------------
     @property
@@ -212,9 +221,9 @@ class _Board:
         """The shard whose replica's move leaves the fuller of the two nodes emptiest, by `gain` at least, and by
         `worth` of what it is."""
         best, chosen, now = (self.fill(full) - gain, 0), None, self.fill(full)
-        for shard, replicas in self.kept.items():
-            need = self.needs[shard]
-            if full.id not in replicas or spare.id in replicas or need.settled or not self.takes(spare, need):
+        for shard in sorted(self.on[full.id]):
+            need, replicas = self.needs[shard], self.kept[shard]
+            if spare.id in replicas or need.settled or not self.takes(spare, need):
                 continue
             fuller = max(self.fill(full, -need.size), self.fill(spare, need.size))
             worthy = now - fuller >= worth * need.size / full.weight

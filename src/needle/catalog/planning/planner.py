@@ -15,8 +15,9 @@ import msgspec
 
 from needle.base.errors import invalid
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_group
-from needle.catalog.planning import by_hand
+from needle.catalog.planning import by_hand, leftover
 from needle.catalog.planning.batches import MOVES_MAX, range_moves
+from needle.catalog.planning.beyond_help import also_lost, not_rebuilt
 from needle.catalog.planning.catalog_nodes import catalog_count, settled_catalog
 from needle.catalog.planning.fewest import EMPTY_REPLICA_BYTES, fewest_bytes, fullness
 from needle.catalog.planning.pieces import Piece, pieces_of
@@ -38,16 +39,17 @@ ACTING = 0.75
 what was estimated a little wrong does not make the next plan act."""
 
 
-def plan(topology: Topology, stats: ClusterStats, wish: Wish | None = None) -> Plan:
-    """What to move. Raises InvalidArgument for a wish that names what is not there, or cannot be."""
-    return _Planning(topology, stats, wish or Wish()).plan()
+def plan(topology: Topology, stats: ClusterStats, wish: Wish | None = None, named: bool = False) -> Plan:
+    """What to move. named: as of `leftover.not_wished`. Raises InvalidArgument for a wish that names what is not there,
+    or cannot be."""
+    return _Planning(topology, stats, wish or Wish(), named).plan()
 
 
 class _Planning:
     """One plan while it is made."""
 
-    def __init__(self, topology: Topology, stats: ClusterStats, wish: Wish) -> None:
-        self._topology, self._stats, self._wish = topology, stats, wish
+    def __init__(self, topology: Topology, stats: ClusterStats, wish: Wish, named: bool) -> None:
+        self._topology, self._stats, self._wish, self._named = topology, stats, wish, named
         wish.check()
         if topology.map is None or topology.settings is None:
             raise invalid("topology", topology.version, "a cluster that was made")
@@ -60,6 +62,7 @@ class _Planning:
         if not 1 <= self._factor <= REPLICAS_MAX:
             raise invalid("replicas", self._factor, f"a number from 1 to {REPLICAS_MAX}")
         self._apart = _apart(topology, stats)
+        self._not_rebuilt = not_rebuilt(topology, wish.lost, stats.unknown, stats.alive)
         staying, self._new = self._shards()
         self._staying = [shard for shard in staying if shard not in self._apart]
         self._still = [shard for shard in staying if shard in self._apart]
@@ -158,10 +161,12 @@ class _Planning:
         kept = {} if self._wish.by_hand else goal.replicas
         replicas = kept | {shard_group(one.shard): one.replicas for one in founded}
         state = self._state(sizes)
-        moves, unmet = schedule(state, goal)
+        besides = leftover.not_wished(self._topology, self._wish, self._named)
+        moves, unmet, stay = schedule(state, goal, besides)
         if len(moves) > MOVES_MAX:
             raise invalid("wish", f"{len(moves)} moves", f"what takes at most {MOVES_MAX}: go there in steps")
-        unmet += [*refused, *cannot, *self._left(replicas)]
+        short, kept_besides = leftover.left(replicas, self._nodes, self._factor, besides)
+        unmet += [*refused, *cannot, *short, *self._not_rebuilt.not_yet.values()]
         unmet += [f"shard {shard} cannot be added: no node can take it" for shard in unplaced]
         ended = {group - 1: nodes for group, nodes in state.holders.items() if group != CATALOG_GROUP}
         final = {shard: state.sizes[shard_group(shard)] for shard in ended}
@@ -177,6 +182,8 @@ class _Planning:
             after=Balance(shards=self._evenness(reached), nodes=fullness(self._nodes, ended, final)),
             least=self._least_ranges(pieces, reached) + least_replicas,
             waiting=self._waiting(),
+            beyond_help=tuple(self._not_rebuilt.beyond_help.values()),
+            besides=tuple(dict.fromkeys([*stay, *kept_besides])),
         )
 
     def _spread_on_new(self, pieces: Sequence[Piece]) -> tuple[list[Piece], list[str]]:
@@ -340,29 +347,22 @@ class _Planning:
         wish, unknown = self._wish, self._stats.unknown
         if silent := by_hand.waits_for(self._topology, wish.replace, self._alive, self._tight):
             return (silent,)
-        waiting = sorted(by_hand.shards_named(self._topology, wish, unknown).intersection(unknown))
+        silent_shards = by_hand.shards_named(self._topology, wish, unknown).intersection(unknown)
+        told = self._not_rebuilt.beyond_help.keys() | self._not_rebuilt.not_yet.keys()
+        waiting = sorted(silent_shards - told)
         if not (wish.by_hand or wish.balance or wish.retire or wish.shards is not None):
             waiting = [shard for shard in waiting if not self._whole(self._topology.shards[shard].wanted)]
         if not waiting:
             return ()
         numbers = ", ".join(map(str, waiting))
-        return (f"no leader of shard {numbers} answers, so what it holds is not known: it is left as it is until then",)
+        also = also_lost(self._topology, wish.lost, waiting, self._alive)
+        left = "so what it holds is not known: it is left as it is until then"
+        return (f"no leader of shard {numbers} answers, {left}{also}",)
 
     def _whole(self, nodes: Replicas) -> bool:
         return len(nodes) == self._factor and all(self._nodes[node].usable for node in nodes)
 
     # --- what is said of it ------------------------------------------------------------------------------------------
-    def _left(self, replicas: Mapping[GroupId, Replicas]) -> list[str]:
-        """Replicas that stay where they should not, because no other node can take them, or are missing."""
-        said = []
-        for group, nodes in sorted(replicas.items()):
-            name = group_name(group)
-            kept = [node for node in nodes if not self._nodes[node].usable]
-            said += [f"{node} keeps its replica of {name}: no other node can take it" for node in kept]
-            if group != CATALOG_GROUP and len(nodes) < self._factor:
-                said.append(f"{name} gets {len(nodes)} of {self._factor} replicas: no more nodes can take one")
-        return said
-
     def _evenness(self, pieces: Sequence[Piece]) -> float:
         weights: Counter[int] = Counter()
         for piece in pieces:

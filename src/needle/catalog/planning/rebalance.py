@@ -98,18 +98,21 @@ def look(
     if start or running:
         back = tuple(one.id for one in running if one.id in refused and one.phase in _GIVEN_UP)
         return Round(job=_replace(job, why="", stuck=0), start=start, give_up=back)
+    missing = [*plan.beyond_help, *plan.unmet]
     if plan.waiting:  # for nothing that this job could mend
-        return Round(job=_replace(job, why="; ".join([*plan.waiting, *plan.unmet]), stuck=0))
-    if not plan.moves and not plan.unmet and unsettled:
+        return Round(job=_replace(job, why="; ".join([*plan.waiting, *missing]), stuck=0))
+    if not plan.moves and not missing and unsettled:
         return Round(job=_replace(job, why=unsettled, stuck=0))
-    if not plan.moves and not plan.unmet:
-        return Round(job=_replace(job, state=JobState.DONE, why="", stuck=0))
+    if not plan.moves and not missing:
+        stays = f"not a part of it, and left as it is: {'; '.join(plan.besides)}" if plan.besides else ""
+        return Round(job=_replace(job, state=JobState.DONE, why=stays, stuck=0))
     if plan.moves and others >= job.config.max_concurrent_moves:
         limit = f"its limit of {job.config.max_concurrent_moves} is used by {others} moves that others began"
         return Round(job=_replace(job, why=f"waits: {limit}", stuck=0))
-    why, stuck = "; ".join(plan.unmet) or f"no room for: {plan.moves[0].in_words()}", job.stuck + 1
-    failed = stuck >= STUCK_MAX
-    return Round(job=_replace(job, state=JobState.FAILED if failed else job.state, why=why, stuck=stuck))
+    why, stuck = "; ".join(missing) or f"no room for: {plan.moves[0].in_words()}", job.stuck + 1
+    if stuck >= STUCK_MAX:
+        return Round(job=_failed(job, why, stuck))
+    return Round(job=_replace(job, why=why, stuck=stuck))
 
 
 def of_now(wish: Wish, topology: Topology) -> Wish:
@@ -162,12 +165,19 @@ def refused(job: Job, why: str, getting_on: bool = False) -> Job:
         return _replace(job, why=why, stuck=stuck)
     if job.state is JobState.CANCELLING:
         return _replace(job, state=JobState.CANCELLED, running=(), why=f"left to end by itself: {why}", stuck=stuck)
-    return _replace(job, state=JobState.FAILED, why=why, stuck=stuck)
+    return _failed(job, why, stuck)
 
 
 def impossible(job: Job, why: str) -> Job:
     """What becomes of a job whose wish cannot be any more: nothing begins, and it has failed when nothing runs."""
-    return _replace(job, state=job.state if job.running else JobState.FAILED, why=why)
+    return _replace(job, why=why) if job.running else _failed(job, why, job.stuck)
+
+
+def _failed(job: Job, why: str, stuck: int) -> Job:
+    """It says first what was done all the same."""
+    count = f"{job.moves} move{'s' if job.moves > 1 else ''}"
+    done = f"{count} done, {size_in_words(job.moved_bytes)} copied; not done: " if job.moves else ""
+    return _replace(job, state=JobState.FAILED, why=f"{done}{why}", stuck=stuck)
 
 
 def finished(job: Job, move: Move) -> Job:
@@ -254,10 +264,10 @@ def progress(job: Job, plan: Plan, running: Sequence[Running], rate: float, held
         moved_bytes=copied,
         total_bytes=total,
         rate=rate,
-        eta=(total - copied) / rate if rate > 0 else None,
+        eta=(total - copied) / rate if rate > 0 and job.state is not JobState.PAUSED else None,
         phases={one.id: one.phase for one in running},
         moves={one.id: _in_words(one, job.config) for one in running},
-        why=job.why or "; ".join([*plan.waiting, *held, *_waiting(job, plan, running)]),
+        why=job.why or "; ".join([*plan.waiting, *plan.beyond_help, *held, *_waiting(job, plan, running)]),
     )
 
 

@@ -8,7 +8,7 @@ replicas change one for one, or grow or shrink at once. What cannot be done so i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -151,8 +151,11 @@ class Goal:
     stuck: Set[int] = frozenset()
 
 
-def schedule(state: State, goal: Goal) -> tuple[list[Move], list[str]]:
-    """The moves in order, and why what is left of the goal cannot be reached. Changes both arguments."""
+def schedule(
+    state: State, goal: Goal, besides: frozenset[NodeId] = frozenset()
+) -> tuple[list[Move], list[str], list[str]]:
+    """The moves in order, and why what is left of the goal cannot be reached; at last the same of moves that only have
+    others take the place of nodes of `besides`. Changes the first two arguments."""
     made: list[Move] = []
     ways: Ways = {}
     unsettled = {group for group in goal.replicas if _is_unsettled(state, goal, group)}
@@ -170,12 +173,31 @@ def schedule(state: State, goal: Goal) -> tuple[list[Move], list[str]]:
                 (unsettled.add if _is_unsettled(state, goal, group) else unsettled.discard)(group)
             break
         else:
-            return made, [_said(moves, why) for why, moves in reasons.items()]
+            return made, *_told_apart(reasons, besides)
 
 
 def _is_unsettled(state: State, goal: Goal, group: GroupId) -> bool:
     """Whether other nodes hold a group, or in another order, than are to."""
     return group in goal.replicas and state.holders.get(group, goal.replicas[group]) != goal.replicas[group]
+
+
+def _told_apart(reasons: Mapping[str, list[Move]], besides: frozenset[NodeId]) -> tuple[list[str], list[str]]:
+    """Why moves cannot be made, in words."""
+    found: tuple[list[str], list[str]] = [], []
+    for why, moves in reasons.items():
+        parts: tuple[list[Move], list[Move]] = [], []
+        for move in moves:
+            parts[_only_empties(move, besides)].append(move)
+        for said, some in zip(found, parts, strict=True):
+            said.extend([_said(some, why)] if some else [])
+    return found
+
+
+def _only_empties(move: Move, nodes: frozenset[NodeId]) -> bool:
+    """Whether others only take the place of these nodes. How many replicas there are is what each wish is about."""
+    if not isinstance(move, MoveReplicas) or len(move.after) != len(move.before):
+        return False
+    return bool(move.removed) and nodes.issuperset(move.removed)
 
 
 def _said(moves: list[Move], why: str) -> str:
@@ -192,40 +214,42 @@ def _done(goal: Goal, move: Move) -> None:
         goal.emptied.remove(move.shard)
 
 
-Ways = dict[GroupId, tuple[tuple[Replicas, int, int], list[MoveReplicas]]]
-"""By group: what it was, and the steps that were possible then. To find them again after each move would take time with
-the square of their number."""
+ByUrgency = dict[int, list[MoveReplicas]]
+Ways = dict[GroupId, tuple[tuple[Replicas, int, int], ByUrgency]]
+"""By group: what it was, and the steps that were possible then. To find and judge them again after each move would take
+time with the square of their number."""
 
 
-def _ways(state: State, group: GroupId, target: Replicas, known: Ways) -> list[MoveReplicas]:
+def _ways(state: State, group: GroupId, target: Replicas, known: Ways) -> ByUrgency:
     now = (state.holders[group], state.sizes[group], state.documents[group])
     if group not in known or known[group][0] != now:
-        known[group] = (now, list(_replica_moves(state, group, target)))
+        found: ByUrgency = {}
+        for move in _replica_moves(state, group, target):
+            found.setdefault(_urgency(state, move), []).append(move)
+        known[group] = (now, found)
     return known[group][1]
 
 
 def _candidates(state: State, goal: Goal, groups: Sequence[GroupId], ways: Ways) -> Iterator[Move]:
     """What could come next, the most urgent first. groups: that are not held as they are to be."""
     moves = [(group, _ways(state, group, goal.replicas[group], ways)) for group in groups]
-    yield from _of(moves, lambda group, move: _urgency(state, move) == 0)
+    yield from _of(moves, 0)
     yield from goal.founded[:1]  # their numbers ascend
-    yield from _of(moves, lambda group, move: _urgency(state, move) == 1)
-    yield from _of(moves, lambda group, move: _urgency(state, move) == 2 and group in goal.growing)
+    yield from _of(moves, 1)
+    yield from _of([one for one in moves if one[0] in goal.growing], 2)
     yield from goal.ranges
     busy = {shard for move in goal.ranges for shard in (move.source, move.target)} | goal.stuck
     yield from (GiveUpShard(shard=shard) for shard in goal.emptied if shard not in busy)
-    yield from _of(moves, lambda group, move: _urgency(state, move) == 2 and group not in goal.growing)
+    yield from _of([one for one in moves if one[0] not in goal.growing], 2)
     for group in groups:
         before, after = state.holders[group], goal.replicas[group]
         if before[0] != after[0] and set(before) == set(after) and group != CATALOG_GROUP:
             yield PreferLeader(group=group, before=before, after=after)
 
 
-def _of(
-    moves: list[tuple[GroupId, list[MoveReplicas]]], wanted: Callable[[GroupId, MoveReplicas], bool]
-) -> Iterator[MoveReplicas]:
-    for group, ones in moves:
-        yield from (move for move in ones if wanted(group, move))
+def _of(moves: Sequence[tuple[GroupId, ByUrgency]], urgency: int) -> Iterator[MoveReplicas]:
+    for _, ones in moves:
+        yield from ones.get(urgency, ())
 
 
 def _urgency(state: State, move: MoveReplicas) -> int:

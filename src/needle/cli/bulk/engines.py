@@ -9,10 +9,12 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from enum import StrEnum
+from multiprocessing.connection import wait
 from typing import Any, Protocol, TypeVar
 
 from needle.base.errors import ConfigError, NeedleError, Unavailable
@@ -39,11 +41,24 @@ class Engine(Protocol):
         ...
 
 
+def _end_with_parent() -> None:
+    """A worker whose command was killed would wait for work forever, or go on in the directory of the next command."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
 class LocalEngine:
     """Processes of this machine, which share nothing with this one."""
 
     def __init__(self, workers: int) -> None:
-        self._pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
 
     def map(self, call: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> Iterator[T]:
         """See Engine."""

@@ -70,6 +70,14 @@ async def begin(client: OverShards, shard: int, stored: str, timeout: float) -> 
     return calls.decode(answer, BulkBeginAnswer)
 
 
+async def judged_by(client: OverShards, shard: int, timeout: float) -> BulkHereAnswer:
+    """The settings by which the leader of a shard judges documents. It has no file."""
+    call = BulkHereCall(shard_group(shard), [])
+    return calls.decode(
+        await ask_leader(client, shard, BULK_HERE, lambda _: calls.encode(call), timeout, ()), BulkHereAnswer
+    )
+
+
 async def hand_in(
     client: OverShards,
     stored: str,

@@ -7,19 +7,23 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
+import xxhash
 
 from needle.base.config import Limits
+from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import invalid
 from needle.base.model import CollectionSpec
 from needle.cli.bulk.pieces import Piece
 from needle.protocol.upkeep_commands import LoadedFile
 from needle.routing.shard_map import ShardMap
+from needle.shard.bulk.rows_file import SUM_BYTES
 from needle.shard.plan import SEAL_ROWS_MIN
 
 T = TypeVar("T")
@@ -29,6 +33,9 @@ WRITTEN: Final = f"{MARK}.tmp"
 LOCK: Final = f"{MARK}.lock"
 """Held by the command that works in a directory: two of them would delete each other's files."""
 PIECES, SHARDS = "pieces", "shards"
+RESULT: Final = "result"
+"""What was made, as JSON, behind its checksum."""
+MAKING: Final = ".tmp"
 
 
 class ShardJob(msgspec.Struct, frozen=True):
@@ -61,9 +68,10 @@ class Job(msgspec.Struct, frozen=True):
         return _fingerprint(said)
 
     def division(self) -> str:
-        """The same, of what the source's pieces are divided into: also before there is a collection."""
-        spec = self.spec
-        return _fingerprint((spec.dimensions, spec.metric, spec.dtype, self.map, self.pieces, self.sparse))
+        """The same, of what the source's pieces are divided into: also before there is a collection. By other limits
+        other documents are refused."""
+        spec, bounds = self.spec, (self.limits.id_bytes_max, self.limits.metadata_bytes_max)
+        return _fingerprint((spec.dimensions, spec.metric, spec.dtype, self.map, self.pieces, self.sparse, bounds))
 
 
 def _fingerprint(said: tuple[object, ...]) -> str:
@@ -105,6 +113,9 @@ class Work:
             self._delete_parts(*((SHARDS,) if marked[:1] == mark[:1] else (PIECES, SHARDS)))
             (self.root / WRITTEN).write_text(" ".join(mark))
             (self.root / WRITTEN).replace(self._mark)
+        for part in (PIECES, SHARDS):
+            for left in (self.root / part).glob(f"*{MAKING}"):  # by workers that were killed
+                shutil.rmtree(left, ignore_errors=True)
         return marked == mark
 
     @contextlib.contextmanager
@@ -155,21 +166,44 @@ class Work:
             shutil.rmtree(self.root / part, ignore_errors=True)
 
 
-def once(directory: Path, kind: type[T], make: Callable[[Path], T]) -> T:
-    """What `make` leaves in a directory, and its result; made already, only the result."""
-    said = directory / "result"
-    if said.exists():
-        return msgspec.json.decode(said.read_bytes(), type=kind)
-    making = directory.with_suffix(".tmp")
-    shutil.rmtree(making, ignore_errors=True)
+def once(directory: Path, kind: type[T], make: Callable[[Path], T], sound: Callable[[Path, T], bool]) -> T:
+    """What `make` leaves in a directory, and its result; made already and sound, only the result."""
+    before = result_of(directory, kind)
+    if before is not None and sound(directory, before):
+        return before
+    shutil.rmtree(directory, ignore_errors=True)
+    # Its own: a worker that was thought lost, and is not, makes the same beside it.
+    making = directory.with_name(f"{directory.name}.{os.getpid()}-{secrets.token_hex(4)}{MAKING}")
     making.mkdir(parents=True)
-    result = make(making)
-    (making / "result").write_bytes(msgspec.json.encode(result))
+    try:
+        result = make(making)
+    except BaseException:
+        shutil.rmtree(making, ignore_errors=True)
+        raise
+    said = msgspec.json.encode(result)
+    (making / RESULT).write_bytes(xxhash.xxh3_128_digest(said) + said)
     for name in os.listdir(making):
         _sync(making / name)
-    making.replace(directory)
+    try:
+        making.replace(directory)
+    except OSError:
+        there = result_of(directory, kind)
+        if there != result or not sound(directory, there):
+            raise
+        shutil.rmtree(making, ignore_errors=True)
     _sync(directory.parent)
     return result
+
+
+def result_of(directory: Path, kind: type[T]) -> T | None:
+    """Of what was made in a directory; None if it was not, or its result is not what was written: of a number of a
+    shard that changed, the shard's documents of this piece would be missing, and nobody would say so."""
+    try:
+        written = (directory / RESULT).read_bytes()
+        said = written[SUM_BYTES:]
+        return msgspec.json.decode(said, type=kind) if xxhash.xxh3_128_digest(said) == written[:SUM_BYTES] else None
+    except (OSError, *DECODE_ERRORS):
+        return None
 
 
 def _sync(path: Path) -> None:

@@ -7,19 +7,20 @@ again, unless a shard took its part already: then the collection has to be dropp
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 import msgspec
 
+from needle.base.config import Limits
 from needle.base.errors import CollectionNotFound, InvalidArgument, Unavailable
 from needle.base.model import CollectionSpec, Metric
 from needle.catalog.collections import check_alias
 from needle.cli.bulk.building import build, may_build
 from needle.cli.bulk.engines import Engine
-from needle.cli.bulk.handing import begin, hand_in, reading
+from needle.cli.bulk.handing import begin, hand_in, judged_by, reading
 from needle.cli.bulk.job import Job, ShardFiles, ShardJob, Work
-from needle.cli.bulk.partitioning import check_distinct, partition
+from needle.cli.bulk.partitioning import METADATA_BYTES_MAX, check_distinct, needs_another, partition
 from needle.cli.bulk.pieces import Piece
 from needle.client import Client
 from needle.client.values import check_name
@@ -61,26 +62,37 @@ async def load(client: Client, asked: Asked, engine: Callable[[], Engine], progr
     """Load all of it. Raises what the cluster refuses, InvalidArgument for what the source has."""
     info, now = await _found(client, asked)
     begun = {} if info is None else await begun_of(client, info, now, asked.timeout)
+    limits = await _limits(client, now, asked.timeout)
     work, workers = Work(asked.directory), await asyncio.to_thread(engine)
+    useless = False
     try:
         if info is None:  # what is refused of the source leaves no collection behind
-            await asyncio.to_thread(_divide, _draft(asked, now), work, workers, progress)
+            await asyncio.to_thread(_divide, _draft(asked, now, limits), work, workers, progress)
             info, now = await _made(client, asked)
             begun = await begun_of(client, info, now, asked.timeout)
-        job = job_of(info, now, begun, asked.pieces)
+        job = job_of(info, now, begun, asked.pieces, limits)
         files = await asyncio.to_thread(_make, job, work, workers, progress)
+    except InvalidArgument as error:
+        useless = needs_another(error)
+        raise
     finally:
         await asyncio.to_thread(workers.close)
+        if useless:  # now that no worker makes files any more
+            await asyncio.to_thread(work.end)
     made = {one.shard: one.checksum for one in files}
     others = [shard for shard, said in begun.items() if said.loaded and said.loaded != made.get(shard)]
     if others:
-        raise InvalidArgument(
-            f"shards {', '.join(map(str, others))} took their part of a load that was made for another map or source. "
-            "If that load ended, its documents are all there, and nothing is left to do; if it broke off, drop "
-            f"collection {asked.collection}, and begin again",
-            field="collection",
-        )
+        raise _other_load(asked.collection, others)
     return await _hand_in(client, job, work, files, asked.timeout, progress)
+
+
+def _other_load(collection: str, shards: Iterable[int]) -> InvalidArgument:
+    return InvalidArgument(
+        f"shards {', '.join(map(str, shards))} took their part of a load that was made for another map or source. If "
+        "that load ended, its documents are all there, and nothing is left to do; if it broke off, drop collection "
+        f"{collection}, and begin again",
+        field="collection",
+    )
 
 
 async def _found(client: Client, asked: Asked) -> tuple[CollectionInfo | None, Topology]:
@@ -93,7 +105,7 @@ async def _found(client: Client, asked: Asked) -> tuple[CollectionInfo | None, T
     info = now.collection(check_name(asked.collection))
     if info is not None:
         metric = asked.metric or info.spec.metric
-        if (info.spec.dimensions, info.spec.metric) != (asked.dimensions, metric):
+        if asked.dimensions not in info.spec.form.lengths or info.spec.metric != metric:
             raise InvalidArgument(
                 f"collection {asked.collection} has {info.spec.dimensions} dimensions and metric {info.spec.metric}, "
                 f"the source {asked.dimensions} and {metric}",
@@ -114,12 +126,19 @@ async def _made(client: Client, asked: Asked) -> tuple[CollectionInfo, Topology]
     return info, now
 
 
-def _draft(asked: Asked, now: Topology) -> Job:
+async def _limits(client: Client, now: Topology, timeout: float) -> Limits:
+    """By which documents are judged: what the leaders of all shards will do, before a worker begins."""
+    said = await asyncio.gather(*(judged_by(client, one.shard, timeout) for one in now.serving))
+    ids, metadata = (one.id_bytes_max for one in said), (one.metadata_bytes_max for one in said)
+    return Limits(id_bytes_max=min(ids), metadata_bytes_max=min(*metadata, METADATA_BYTES_MAX))
+
+
+def _draft(asked: Asked, now: Topology, limits: Limits) -> Job:
     """What the source can be divided for, before there is a collection."""
     _check_still(now)
     assert now.map is not None
     spec = CollectionSpec(name="", dimensions=asked.dimensions, metric=asked.metric or Metric.COSINE)
-    return Job("", spec, now.map, [], asked.pieces, indexes=False)
+    return Job("", spec, now.map, [], asked.pieces, indexes=False, limits=limits)
 
 
 def _check_still(now: Topology) -> None:
@@ -133,8 +152,11 @@ async def begun_of(client: Client, info: CollectionInfo, now: Topology, timeout:
     shards = [one.shard for one in now.serving]
     said = await asyncio.gather(*(begin(client, shard, info.stored_name, timeout) for shard in shards))
     begun = dict(zip(shards, said, strict=True))
+    loaded = [shard for shard, one in begun.items() if one.loaded]
     for shard, one in begun.items():
         if one.written and not one.loaded:
+            if loaded:  # what is there may have come with a range of keys, from a shard that took its part
+                raise _other_load(info.spec.name, loaded)
             raise InvalidArgument(
                 f"collection {info.spec.name} was written to in shard {shard} ({one.documents} documents): a bulk load "
                 "is for a collection that never was; load into a new one, and have an alias lead to it",
@@ -143,15 +165,22 @@ async def begun_of(client: Client, info: CollectionInfo, now: Topology, timeout:
     return begun
 
 
-def job_of(info: CollectionInfo, now: Topology, begun: dict[int, BulkBeginAnswer], pieces: list[Piece]) -> Job:
-    """What workers have to know."""
+def job_of(
+    info: CollectionInfo,
+    now: Topology,
+    begun: dict[int, BulkBeginAnswer],
+    pieces: list[Piece],
+    limits: Limits | None = None,
+) -> Job:
+    """What workers have to know. limits: of the cluster; None: those that nodes have by default."""
     assert now.map is not None
     spec = next(iter(begun.values())).spec
     shards = [
         ShardJob(shard, one.collection_id, one.generation, one.owned, one.rows_max)
         for shard, one in sorted(begun.items())
     ]
-    return Job(info.stored_name, spec, now.map, shards, pieces, may_build(spec), sparse=info.sparse)
+    bounds = limits or Limits()
+    return Job(info.stored_name, spec, now.map, shards, pieces, may_build(spec), bounds, sparse=info.sparse)
 
 
 def _divide(job: Job, work: Work, workers: Engine, progress: Progress) -> None:
@@ -182,7 +211,8 @@ async def _hand_in(
     client: Client, job: Job, work: Work, files: list[ShardFiles], timeout: float, progress: Progress
 ) -> Loaded:
     total = sum(sum((work.shard(one.shard) / name).stat().st_size for name in one.names) for one in files)
-    at_once, sent, by_shard = asyncio.Semaphore(SHARDS_AT_ONCE), 0, {one.shard: one for one in job.shards}
+    at_once, by_shard = asyncio.Semaphore(SHARDS_AT_ONCE), {one.shard: one for one in job.shards}
+    sent = loaded = 0
 
     def told(size: int) -> None:
         nonlocal sent
@@ -190,11 +220,17 @@ async def _hand_in(
         progress("sent", sent, total)
 
     async def one_shard(one: ShardFiles) -> tuple[int, int, dict[str, str]]:
+        nonlocal loaded
         async with at_once:
             read = reading(work.shard(one.shard))
             done = await hand_in(client, job.stored, by_shard[one.shard], one, read, timeout, told)
+            loaded += 1
+            progress("loaded", loaded, len(files))
             return one.rows, done.log, done.lacking
 
+    progress("sent", 0, total)
+    progress("loaded", 0, len(files))
     done = await asyncio.gather(*map(one_shard, files))
+    progress("sent", total, total)  # nothing was, if all of it was there
     lacking = {address: why for _, _, some in done for address, why in some.items()}
     return Loaded(sum(rows for rows, _, _ in done), len(done), sent, sum(log for _, log, _ in done), total, lacking)

@@ -8,6 +8,7 @@ shard.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from needle.base.decoding import routed_metadata
-from needle.base.errors import InvalidArgument
+from needle.base.errors import InvalidArgument, NeedleError
 from needle.base.sparse import check_metadata
 from needle.cli.bulk.job import Job, Work, once
 from needle.cli.bulk.pieces import Piece, batches_of
@@ -28,10 +29,14 @@ from needle.protocol.commands import Insert
 from needle.routing.loading import ROUTERS_VARIABLE, load_routers, named_routers
 from needle.routing.strategy import routing_key
 from needle.shard.apply.validation import check_command
-from needle.shard.bulk.rows_file import Rows, RowsWriter, doubled, id_hashes
+from needle.shard.bulk.rows_file import Rows, RowsWriter, checksum_of, doubled, id_hashes, read_rows
 
+ID_HASH_BYTES: Final = 8
 BLOCK_ROWS: Final = 2048
 BLOCK_BYTES: Final = 4 << 20
+METADATA_BYTES_MAX: Final = 16 << 20
+"""Of one document, whatever the cluster allows: with its id and its vector it has to fit into a block
+(rows_file.BLOCK_BYTES_MAX)."""
 
 
 def part_name(shard: int) -> str:
@@ -48,14 +53,48 @@ def partition(job: Job, number: int, piece: Piece, root: str) -> dict[str, int]:
     """How many documents of a piece, which has that number, each shard gets. job: the pieces that it names are not
     looked at, so that who hands out thousands need not send all with each. Raises InvalidArgument that names file and
     row."""
-    return once(Work(root).piece(number), dict[str, int], lambda into: _partition(job, piece, into))
+    return once(Work(root).piece(number), dict[str, int], lambda into: _partition(job, piece, into), _sound)
+
+
+def _sound(directory: Path, parts: dict[str, int]) -> bool:
+    """Whether what was made of a piece is still as it was: a disk may have changed it since."""
+    for shard, rows in parts.items():
+        part, ids = directory / part_name(int(shard)), directory / ids_name(int(shard))
+        if not (part.exists() and ids.exists() and ids.stat().st_size == ID_HASH_BYTES * rows):
+            return False
+        if not checksum_of(str(part)):
+            return False
+    return True
 
 
 def check_distinct(pieces: int, shard: int, root: str) -> None:
     """Raises InvalidArgument if two documents of a shard have one id, in so many pieces, which have to be divided."""
-    paths = [Work(root).piece(number) / ids_name(shard) for number in range(pieces)]
-    if doubled([np.fromfile(path, np.uint64) for path in paths if path.exists()]):
-        raise refuse(f"shard {shard}", "two documents of the source have one id: each id once")
+    paths = [path for at in range(pieces) if (path := Work(root).piece(at) / ids_name(shard)).exists()]
+    hashes = [np.fromfile(path, np.uint64) for path in paths]
+    if doubled(hashes):
+        parts = [path.with_name(part_name(shard)) for path in paths]
+        names = " and ".join(repr(one) for one in _of_one_hash(hashes, parts))
+        raise _refused(refuse(f"shard {shard}", f"two documents of the source have one id, {names}: each id once"))
+
+
+def _of_one_hash(hashes: list[npt.NDArray[np.uint64]], parts: list[Path]) -> list[str]:
+    """The id that stands twice in these parts, by the hashes of their ids; or two of one hash."""
+    found = np.sort(np.concatenate(hashes))
+    twice = found[1:][found[1:] == found[:-1]][0]
+    holding = [part for one, part in zip(hashes, parts, strict=True) if twice in one]
+    rows = (one for part in holding for one in read_rows(str(part)))
+    return sorted({one.ids[at] for one in rows for at in np.flatnonzero(id_hashes(one) == twice)})
+
+
+def _refused(error: InvalidArgument) -> InvalidArgument:
+    """Of a document of the source: only another source can be loaded, so nothing that was made of this one is needed
+    (`needs_another`)."""
+    return InvalidArgument(error.message, **{**error.details, "document": True})
+
+
+def needs_another(error: NeedleError) -> bool:
+    """Whether a document of the source is why a load is refused."""
+    return error.details.get("document") is True
 
 
 def _partition(job: Job, piece: Piece, into: Path) -> dict[str, int]:
@@ -64,7 +103,10 @@ def _partition(job: Job, piece: Piece, into: Path) -> dict[str, int]:
         parts = Parts(job, into, opened)
         row = 0
         for form, batch in batches_of(piece):
-            parts.add(_checked(job, form, batch, piece.where, row))
+            try:
+                parts.add(_checked(job, form, batch, piece.where, row))
+            except InvalidArgument as error:
+                raise _refused(error) from None
             row += batch.num_rows
         return parts.end()
 
@@ -108,12 +150,13 @@ def _checked(job: Job, form: Form, batch: Any, where: str, first: int) -> Insert
         except InvalidArgument as error:
             raise refuse(f"{where} row {at}", error.message) from None
         vector = as_vector(row.vector, f"{where} row {at}")
-        if len(vector) != job.spec.dimensions:
+        if len(vector) not in job.spec.form.lengths:
             raise refuse(f"{where} row {at}", f"{len(vector)} numbers; the collection takes {job.spec.dimensions}")
         ids.append(row.id)
         vectors.append(vector)
     if len(set(ids)) < len(ids):
-        raise refuse(where, "two documents have one id")
+        twice = next(one for one, count in Counter(ids).items() if count > 1)
+        raise refuse(where, f"two documents have one id, {twice!r}: each id once")
     block = np.concatenate(vectors).astype("<f4", copy=False).tobytes()
     try:
         return as_leaders_have(job, Insert(job.stored, ids, block, metadata))
@@ -150,11 +193,14 @@ class _Part:
         self._size = 0
 
     def add(self, insert: Insert, at: int) -> None:
+        size = len(insert.metadata[at]) + len(insert.ids[at].encode())
+        if self._ids and self._size + size > BLOCK_BYTES:
+            self._write()
         self._ids.append(insert.ids[at])
         self._metadata.append(insert.metadata[at])
         self._vectors.append(insert.vectors[at * self._width : (at + 1) * self._width])
-        self._size += len(insert.metadata[at])
-        if len(self._ids) >= self._rows_max or self._size >= BLOCK_BYTES:
+        self._size += size
+        if len(self._ids) >= self._rows_max:
             self._write()
 
     def _write(self) -> None:

@@ -95,7 +95,7 @@ class Digest:
         return f"{self._sum:032x}"
 
 
-def _hashed(id: str) -> int:
+def hashed(id: str) -> int:
     return int.from_bytes(blake2b(id.encode(), digest_size=8).digest())
 
 
@@ -106,10 +106,15 @@ class Ids:
         self._seen = array("Q")
 
     def add(self, id: str) -> None:
-        self._seen.append(_hashed(id))
+        self._seen.append(hashed(id))
 
     def different(self) -> int:
         return len(np.unique(np.array(self._seen, np.uint64)))
+
+    def without(self, others: Ids) -> set[int]:
+        """The hashes of those that `others` has not: `hashed` of an id."""
+        found = np.setdiff1d(np.array(self._seen, np.uint64), np.array(others._seen, np.uint64))
+        return set(found.tolist())
 
 
 class Sample:
@@ -119,7 +124,7 @@ class Sample:
         self._heap: list[tuple[int, str, NDArray[np.float32]]] = []
 
     def add(self, record: Record) -> None:
-        entry = (-_hashed(record.id), record.id)
+        entry = (-hashed(record.id), record.id)
         if any(entry == one[:2] for one in self._heap):
             return
         if len(self._heap) < SAMPLE:

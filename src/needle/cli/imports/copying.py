@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from typing import NamedTuple
 
 import msgspec
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import needle
+from needle.base.errors import InvalidArgument
 from needle.base.model import Metric
 from needle.cli.document_commands import BATCHES_IN_FLIGHT, by_bytes, insert_all
 from needle.cli.imports.comparing import (
@@ -29,6 +31,7 @@ from needle.cli.imports.comparing import (
     ascending,
     differs,
     distances,
+    hashed,
     stored,
 )
 from needle.cli.imports.source import Source
@@ -43,6 +46,15 @@ class Target(NamedTuple):
     metric: Metric
     timeout: float
     named: Mapping[str, Metric] = NOTHING
+
+
+class Copied(NamedTuple):
+    """Documents. replaced: of those that were written, which took the place of another version that was in the
+    collection: somebody changed it since it was copied, or it never came from this source."""
+
+    written: int
+    there: int
+    replaced: int
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,24 +78,64 @@ async def batches_of(source: Source) -> AsyncIterator[list[Record]]:
         yield records
 
 
-async def copy(source: Source, to: Target, *, check: bool, done: Callable[[int], None]) -> tuple[int, int]:
-    """Insert what is not there yet; returns how many documents were written and how many were there. check: whether
-    any can be. done: told how many more are settled."""
-    there = 0
+async def copy(source: Source, to: Target, *, check: bool, done: Callable[[int], None]) -> Copied:
+    """Insert what is not there yet as the source has it. check: whether any can be there. done: told how many more are
+    settled."""
+    there = replaced = 0
 
     async def missing() -> AsyncIterator[list[Record]]:
-        nonlocal there
+        nonlocal there, replaced
         async for records in batches_of(source):
             wanted = records
             if check:
                 held = await _held(to, records)
                 wanted = [one for one in records if differs(one, held.get(one.id), to.metric, to.named)]
                 there += len(records) - len(wanted)
+                replaced += len(held.keys() & {one.id for one in wanted})
                 done(len(records) - len(wanted))
             if wanted:
                 yield wanted
 
-    return await insert_all(to.client, missing(), to.collection, to.timeout, done), there
+    return Copied(await insert_all(to.client, missing(), to.collection, to.timeout, done), there, replaced)
+
+
+async def check_no_others(source: Source, to: Target, done: Callable[[int], None]) -> None:
+    """Raises InvalidArgument if the collection has documents under ids that the source has not: no run of this import
+    wrote them. It reads the source once, and of the collection the ids, unless its number of documents tells. done:
+    told how many more of the source were looked at."""
+    ids, held = Ids(), Ids()
+    async for records in batches_of(source):
+        for record in records:
+            ids.add(record.id)
+        done(len(records))
+    different = await asyncio.to_thread(ids.different)
+    count = await to.client.count(collection=to.collection, timeout=to.timeout)
+    if count > different:
+        raise _others(to.collection, f"{count} documents, and the source {different} ids")
+    async with aclosing(to.client.scan(fields=[], collection=to.collection, timeout=to.timeout)) as scan:
+        async for document in scan:
+            held.add(document.id)
+    others = await asyncio.to_thread(held.without, ids)
+    if others:
+        text = f"{len(others)} documents under ids that the source does not have"
+        raise _others(to.collection, f"{text}{await _example(to, others)}")
+
+
+def _others(collection: str, holds: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"collection {collection} holds {holds}: it has other documents than those of this source, and nothing was "
+        "written. Import into another collection, or with --add, which lets it hold both",
+        field="collection",
+    )
+
+
+async def _example(to: Target, others: set[int]) -> str:
+    """The first of these documents, unless it was deleted meanwhile."""
+    async with aclosing(to.client.scan(fields=[], collection=to.collection, timeout=to.timeout)) as scan:
+        async for document in scan:
+            if hashed(document.id) in others:
+                return f", such as {document.id!r}"
+    return ""
 
 
 async def compare(source: Source, to: Target, *, add: bool, done: Callable[[int], None]) -> Report:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from needle.base.model import Metric
-from needle.cli.imports.source import Asked, Shape, in_words, joined, library, metric_of, one_of
+from needle.cli.imports.source import EXPIRES, Asked, Shape, in_words, joined, library, metric_of, one_of
 from needle.cli.inputs import Record, as_vector, refuse
 
 
@@ -216,6 +216,7 @@ class LanceDB:
         left_out = [one for one in vectors if one != self._vector]
         self._id = one_of(asked.place, "--id", asked.id or ("id" if "id" in form.names else None), list(form.names))
         others = [one for one in form.names if one not in (self._id, *vectors)]
+        self._check_others(others)
         self._columns = [self._id, self._vector, *others]
         self._metric = self._indexed() or "l2"
         mapped = (
@@ -226,6 +227,18 @@ class LanceDB:
         )
         metric = metric_of(asked.place, self._metric, self.METRICS)
         self.shape = Shape(count, form.field(self._vector).type.list_size, metric, mapped)
+
+    def _check_others(self, others: list[str]) -> None:
+        """Raises InvalidArgument for a name that stands for something else than metadata in tables: what is in such a
+        column would not arrive."""
+        tables = library("needle.client.arrow_tables", "import-lancedb")
+        taken = next((one for one in others if one in (tables.ID, tables.VECTOR) or one.startswith(tables.NAMED)), None)
+        if taken is not None:
+            raise refuse(
+                self._place,
+                f"its column {taken!r} cannot become metadata, for so are ids and vectors called in tables: give it "
+                "another name (alter_columns), or take it out (drop_columns)",
+            )
 
     def _indexed(self) -> str | None:
         """The metric of the vectors' index."""
@@ -247,6 +260,8 @@ class LanceDB:
                 where = f"{self._place} row {row}"
                 if not isinstance(one.id, str):
                     raise refuse(where, f"its id {one.id!r} is neither a text nor a number")
+                if one.expires_at is not None:
+                    raise refuse(where, EXPIRES)
                 records.append(Record(one.id, as_vector(one.vector, where), one.metadata, where))
                 row += 1
             if records:

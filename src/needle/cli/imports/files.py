@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from needle.base.errors import InvalidArgument
 from needle.base.model import Metric
-from needle.cli.imports.source import Asked, Shape, in_words, library, refuse_pickle
+from needle.cli.imports.source import EXPIRES, Asked, Shape, in_words, library, refuse_pickle
 from needle.cli.inputs import Embed, Record, count_records, read_records, refuse
 
 
@@ -36,7 +36,7 @@ class RecordFile:
         for records in read_records(self._path, self._no_texts, "", self._rows):
             expiring = next((one for one in records if one.expires_at is not None), None)
             if expiring is not None:
-                raise refuse(expiring.where, "says when it expires, which `needle insert` takes and an import does not")
+                raise refuse(expiring.where, EXPIRES)
             yield records
 
     def _no_texts(self) -> Embed:

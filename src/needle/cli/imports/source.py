@@ -19,6 +19,8 @@ from needle.base.model import Metric
 from needle.cli.inputs import Record, refuse
 
 KEY_VARIABLE = "NEEDLE_SOURCE_API_KEY"
+EXPIRES = "says when it expires, which `needle insert` takes and an import does not"
+"""Why a document of a source is refused."""
 
 
 class Asked(NamedTuple):

@@ -8,12 +8,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from needle.base.errors import invalid
+from needle.base.errors import InvalidArgument, invalid
 from needle.base.model import SearchRequest
 from needle.client.document_calls import Found
 from needle.client.router import searching
 from needle.client.router.routes import Routes
 from needle.protocol.calls import Freshness
+
+HEAR_SECONDS = 1.0
+"""To hear of a newer catalog, which there is."""
 
 
 async def search_sparse(
@@ -31,7 +34,13 @@ async def search_sparse(
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
     await routes.check_sparse(request.collection, request.sparse.name, timeout)
-    left = max(0.001, deadline - loop.time())
-    return await searching.search(
-        routes.fan_out, request, fresh, left, routes.beside, routes.saw, monotonic, partial=partial
-    )
+    left, known = max(0.001, deadline - loop.time()), routes.shards.topology().version
+    try:
+        return await searching.search(
+            routes.fan_out, request, fresh, left, routes.beside, routes.saw, monotonic, partial=partial
+        )
+    except InvalidArgument as refused:
+        if refused.details.get("field") == "sparse":  # it was dropped meanwhile: the next call will know
+            left = max(0.001, deadline - loop.time())
+            await routes.shards.refresh(known + 1, min(HEAR_SECONDS, left))
+        raise

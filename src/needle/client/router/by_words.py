@@ -52,6 +52,7 @@ async def search_words(
         fresh,
         timeout / 2 if partial else timeout,  # who does not answer takes all of its time, and there are two rounds
         partial=partial,
+        together=searching.each_of_node(asked),
     )
     if not counted.by_shard:  # of a partial search, as none else gets here: nobody knows what the words weigh
         nothing = HitBatch([], [], [], [], b"", 0, Metric.DOT)

@@ -17,7 +17,6 @@ from needle.client.router.merge import by_owner
 from needle.protocol.commands import Command, Session, Spread, UpdateVectors
 from needle.routing.ranges import intersection
 from needle.routing.shard_map import KeyRange
-from needle.routing.strategy import routing_key
 from needle.routing.topology import Ownership
 
 
@@ -32,11 +31,10 @@ class Part(msgspec.Struct, frozen=True):
     def spread(self, owned: Ownership) -> list[Part]:
         """The same work by another map."""
         shard_map = owned.map
-        strategy, count = shard_map.strategy, shard_map.shard_count
-        if strategy.kind == "custom":
+        if shard_map.strategy.kind == "custom":
             shares = ((shard, intersection(owned.ranges(shard), self.ranges)) for shard in owned.owners)
             return [Part(shard, self.names, ranges) for shard, ranges in shares if ranges]
-        owners = by_owner([shard_map.owner(routing_key(strategy, count, name)) for name in self.names])
+        owners = by_owner(shard_map.owners_of(self.names))
         return [Part(shard, [self.names[at] for at in chosen]) for shard, chosen in owners.items()]
 
     def command(self, owned: Ownership, command: Spread, collection: str, session: Session) -> Command:

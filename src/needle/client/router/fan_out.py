@@ -3,7 +3,7 @@
 Invariant (coverage): an answer is used only if it names the map's epoch and the very ranges that the map gives its
 shard; the ranges of the shards that answered cover the key space, or the result says which do not. So a search never
 has a silent gap and never counts a range twice: the ranges of one map do not overlap.
-Any replica will do for eventual reads (hedging.py). It must not know what is read.
+Any replica will do for eventual reads (any_replica.py). It must not know what is read.
 """
 
 from __future__ import annotations
@@ -20,23 +20,19 @@ from needle.base.errors import (
     DeadlineExceeded,
     InvalidArgument,
     NeedleError,
-    Overloaded,
     ProtocolError,
     ScanEnded,
     StaleEpoch,
-    TooManyRequests,
-    TooStale,
     in_seconds,
-    told_version,
 )
 from needle.base.model import ReadMode, WriteResult
 from needle.base.parts import Payload
-from needle.client.attempts import Unanswered
+from needle.client.known_topology import told_version
 from needle.client.meaning import meant
-from needle.client.router.by_node import MakeTogether, NodeCalls, NodePart
+from needle.client.router.any_replica import AnyReplica
+from needle.client.router.by_node import Asked, Before, Led, NodeCalls, NodePart, Together
 from needle.client.router.gathering import gather
-from needle.client.router.hedging import Hedging, Replicas
-from needle.client.waiting import waited_for
+from needle.client.router.stats import FanOutStats
 from needle.protocol import calls
 from needle.protocol.bounds import bound_call
 from needle.protocol.calls import Freshness
@@ -53,40 +49,20 @@ _EVENTUAL = ReadMode.EVENTUAL
 PAUSE_SECONDS = 0.02
 
 
-class ShardGroup(Replicas, Protocol):
+class ShardGroup(Led, Protocol):
     """One shard's Raft group, as `client.shards` reaches it."""
 
     async def write(self, make: Callable[[Session], Command], timeout: float) -> WriteResult: ...
     async def ask_leader(self, method: str, make_body: Callable[[float], bytes], timeout: float) -> Payload: ...
     async def ask_leader_after(
-        self, error: NeedleError | None, address: str, method: str, make_body: Callable[[float], bytes], timeout: float
+        self,
+        error: NeedleError | None,
+        address: str,
+        spent: float,
+        method: str,
+        make_body: Callable[[float], bytes],
+        timeout: float,
     ) -> Payload: ...
-    def leads_at(self) -> str | None: ...
-    @property
-    def unanswered(self) -> Unanswered: ...
-    def replicas(self) -> list[str]:
-        """Addresses, the one to ask first at the front."""
-        ...
-
-
-class FanOutStats:
-    """What the fan-outs of a router did, for metrics. on_search: told of every search that was answered: how many
-    shards it asked, and the seconds that making one answer of theirs took."""
-
-    __slots__ = ("fanout", "merge_seconds", "on_search", "searches")
-
-    def __init__(self) -> None:
-        self.fanout = self.searches = 0
-        self.merge_seconds = 0.0
-        self.on_search: Callable[[int, float], None] | None = None
-
-    def searched(self, shards: int, merge_seconds: float) -> None:
-        """One search was answered."""
-        self.searches += 1
-        self.fanout += shards
-        self.merge_seconds += merge_seconds
-        if self.on_search is not None:
-            self.on_search(shards, merge_seconds)
 
 
 class Answers(msgspec.Struct, frozen=True):
@@ -102,15 +78,24 @@ class Answers(msgspec.Struct, frozen=True):
 
     def size(self) -> int:
         """Bytes of all bodies."""
-        return sum(map(len, self.by_shard.values())) + sum(len(part.body) for part in self.parts)
+        size = 0
+        for body in self.by_shard.values():
+            size += len(body)
+        for part in self.parts:
+            size += len(part.body)
+        return size
 
 
 class _OfNode(msgspec.Struct, frozen=True):
-    """What shards that were asked together have answered: together, or alone in the end; and why others did not."""
+    """What shards that were asked together have answered: merged, or each by itself."""
 
     part: NodePart | None
     alone: dict[int, Payload]
-    missing: dict[int, NeedleError]
+
+
+def no_agreement(timeout: float, last: StaleEpoch) -> DeadlineExceeded:
+    """What to say of a read whose time is up and whose map was never the shards'."""
+    return DeadlineExceeded(f"no agreement on the shard map within {in_seconds(timeout)}: {last.message}")
 
 
 class FanOut:
@@ -128,9 +113,9 @@ class FanOut:
         self._refresh = refresh
         self._owned: Ownership | None = None
         self._covers: bool = False
-        self._hedging = Hedging()
+        self._any = AnyReplica(topology, refresh)
         self._nodes = NodeCalls()
-        self.latencies = self._hedging.latencies
+        self.latencies = self._any.hedging.latencies
         self.stats = FanOutStats()
         self._bound: Bound | None = None
 
@@ -160,6 +145,13 @@ class FanOut:
             self._covers = not uncovered(r for shard in self._owned.owners for r in self._owned.ranges(shard))
         return self._owned
 
+    def owned_by_one(self) -> Ownership | None:
+        """By the newest map known, if there is one and one shard owns everything."""
+        if self._topology().map is None:
+            return None
+        owned = self.ownership()
+        return None if owned.only is None else owned
+
     async def read(
         self,
         method: str,
@@ -169,10 +161,10 @@ class FanOut:
         timeout: float,
         *,
         partial: bool = False,
-        together: MakeTogether | None = None,
+        together: Together | None = None,
     ) -> Answers:
         """Ask the shards that `choose` names (they own all that is read) in parallel, and prove coverage. together:
-        makes the call by which several shards of one node are asked at once; None if there is none.
+        how several shards of one node are asked at once; None if they are not.
 
         Retries with a newer map when one is stale. Raises the first error of a shard unless `partial`; then shards that
         failed for a reason that may pass are told in `missing`.
@@ -180,24 +172,27 @@ class FanOut:
         loop = asyncio.get_running_loop()
         deadline, left = loop.time() + timeout, timeout
         last: StaleEpoch | None = None
-        while True:
-            try:
-                owned = self.ownership()
-                shards = choose(owned)
-                if len(shards) == 1 and not partial:
-                    [shard] = shards
-                    body = await self._ask(owned, shard, method, make, fresh(shard), left)
-                    return Answers({shard: body}, {}, [], owned.epoch)
-                return await self._many(owned, shards, method, make, fresh, left, partial, together)
-            except StaleEpoch as stale:
-                last = stale
-            except DeadlineExceeded:
-                if last is None:
-                    raise
-            if (left := deadline - loop.time()) <= 0.001:
-                raise DeadlineExceeded(f"no agreement on the shard map within {in_seconds(timeout)}: {last.message}")
-            await self.renew(last, left)
-            left = max(0.001, deadline - loop.time())
+        try:
+            while True:
+                try:
+                    owned = self.ownership()
+                    shards = choose(owned)
+                    if len(shards) == 1 and not partial:
+                        [shard] = shards
+                        body = await self._ask(owned, shard, method, make, fresh(shard), left)
+                        return Answers({shard: body}, {}, [], owned.epoch)
+                    return await self._many(owned, shards, method, make, fresh, left, partial, together)
+                except StaleEpoch as stale:
+                    last = stale
+                except DeadlineExceeded:
+                    if last is None:
+                        raise
+                if (left := deadline - loop.time()) <= 0.001:
+                    raise no_agreement(timeout, last)
+                await self.renew(last, left)
+                left = max(0.001, deadline - loop.time())
+        finally:
+            del last  # it holds this frame
 
     async def renew(self, stale: StaleEpoch, timeout: float) -> None:
         """Get the newer map that a shard told of."""
@@ -215,29 +210,30 @@ class FanOut:
         fresh: Callable[[int], Freshness],
         timeout: float,
         partial: bool,
-        together: MakeTogether | None,
+        together: Together | None,
     ) -> Answers:
-        # One shard that is late would keep the answers of its node from a partial search.
-        nodes = (
-            {} if together is None or partial else self._nodes.of_leaders(shards, self._group, fresh(shards[0]).mode)
-        )
-        with_others = {shard for found in nodes.values() for shard in found}
-        alone = {s: self._ask(owned, s, method, make, fresh(s), timeout) for s in shards if s not in with_others}
-        asking: dict[int, Coroutine[Any, Any, Payload | _OfNode]] = {**alone}
-        for address, found in nodes.items():
-            ask = (method, make, fresh, timeout, partial, together)
-            asking[found[0]] = self._of_node(owned, address, found, *ask)
+        nodes: list[Asked] = []
+        if together is not None and not partial and shards:
+            # Of a partial read, one shard that is late would keep the answers of its node.
+            nodes = self._nodes.together(together.method, shards, self._group, fresh(shards[0]))
+        asking: dict[int, Coroutine[Any, Any, Payload | _OfNode]] = {}
+        if sum(len(found.shards) for found in nodes) < len(shards):
+            with_others = {shard for found in nodes for shard in found.shards}
+            for one in shards:
+                if one not in with_others:
+                    asking[one] = self._ask(owned, one, method, make, fresh(one), timeout)
+        for found in nodes:
+            asking[found.shards[0]] = self._of_node(owned, found, method, make, fresh, timeout, together)
         told, missing = await gather(asking, partial)
         answered, parts = dict[int, Payload](), list[NodePart]()
-        for shard, one in told.items():
-            if not isinstance(one, _OfNode):
-                answered[shard] = one
+        for shard, said in told.items():
+            if not isinstance(said, _OfNode):
+                answered[shard] = said
                 continue
-            answered |= one.alone
-            missing |= one.missing
-            parts += [] if one.part is None else [one.part]
+            answered |= said.alone
+            parts += [] if said.part is None else [said.part]
         if nodes:
-            answered, missing = dict(sorted(answered.items())), dict(sorted(missing.items()))
+            answered = dict(sorted(answered.items()))
         self._prove(owned, shards, [*answered, *missing, *(shard for part in parts for shard in part.seen)])
         gaps = uncovered([r for s in owned.owners if s not in missing for r in owned.ranges(s)]) if missing else []
         return Answers(answered, missing, gaps, owned.epoch, parts)
@@ -245,32 +241,32 @@ class FanOut:
     async def _of_node(
         self,
         owned: Ownership,
-        address: str,
-        shards: Sequence[int],
+        found: Asked,
         method: str,
         make: MakeCall,
         fresh: Callable[[int], Freshness],
         timeout: float,
-        partial: bool,
-        together: MakeTogether | None,
+        together: Together | None,
     ) -> _OfNode:
-        """Of shards that one node leads, in one call; who does not answer there is asked alone."""
+        """Of shards that one node leads, or holds, in one call; who does not answer there is asked alone."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        asked = {shard: fresh(shard) for shard in shards}
-        watches = [self._group(shard).unanswered for shard in shards]
+        asked = {shard: fresh(shard) for shard in found.shards}
         if together is None:
             raise ValueError("there is no call for several shards")
-        part, refused = await self._nodes.ask(watches, address, owned, asked, together, timeout, self._bound)
-        if not refused:
-            return _OfNode(part, {}, {})
-        left = deadline - loop.time()
-        again = {
-            shard: self._ask(owned, shard, method, make, asked[shard], left, (why, address))
-            for shard, why in refused.items()
-        }
-        alone, missing = await gather(again, partial)
-        return _OfNode(part, alone, missing)
+        told = await self._nodes.ask(found.groups, found.at, owned, asked, together, timeout, self._bound)
+        try:
+            if not told.refused:
+                return _OfNode(told.part, told.bodies)
+            left = max(0.0, deadline - loop.time())
+            again = {
+                shard: self._ask(owned, shard, method, make, asked[shard], left, Before(why, told.by, timeout - left))
+                for shard, why in told.refused.items()
+            }
+            alone, _ = await gather(again, False)
+            return _OfNode(told.part, told.bodies | alone)
+        finally:
+            del told  # one of its errors may be raised, and hold this frame
 
     def _prove(self, owned: Ownership, shards: Sequence[int], told: Sequence[int]) -> None:
         """Every shard asked has answered on its ranges, once, or is named as missing; and the map itself has no
@@ -286,10 +282,25 @@ class FanOut:
         make: MakeCall,
         fresh: Freshness,
         timeout: float,
-        after: tuple[NeedleError | None, str] | None = None,
+        after: Before | None = None,
     ) -> Payload:
-        """One shard's answer, computed on exactly the ranges of `owned`. Raises StaleEpoch otherwise. after: why the
-        node at an address, which was asked for several shards, has not answered for this one."""
+        """One shard's answer, computed on exactly the ranges of `owned`. Raises StaleEpoch otherwise. after: if it was
+        asked together with others."""
+        asking = self.asking(owned, shard, method, make, fresh, timeout, after)
+        del after  # its error may be raised, and hold this frame
+        return checked(owned, shard, await asking)
+
+    def asking(
+        self,
+        owned: Ownership,
+        shard: int,
+        method: str,
+        make: MakeCall,
+        fresh: Freshness,
+        timeout: float,
+        after: Before | None = None,
+    ) -> Coroutine[Any, Any, Payload]:
+        """What one shard answers, for `checked`. The rest as of `_ask`."""
 
         def body(left: float) -> bytes:
             asked = Freshness(fresh.mode, fresh.min_index, fresh.max_staleness, left)
@@ -297,15 +308,10 @@ class FanOut:
 
         group = self._group(shard)
         if fresh.mode is _EVENTUAL:
-            data = await self._ask_any(shard, group, method, body, timeout)
-        elif after is None:
-            data = await group.ask_leader(method, body, timeout)
-        else:
-            data = await group.ask_leader_after(*after, method, body, timeout)
-        answer = calls.decode(data, ReceivedAnswer)
-        if answer.epoch != owned.epoch or answer.fingerprint != owned.fingerprint(shard):
-            raise StaleEpoch(f"shard {shard} answered for other ranges (epoch {answer.epoch})", epoch=answer.epoch)
-        return answer.body
+            return self._any.ask(shard, group, method, body, timeout, after)
+        if after is None:
+            return group.ask_leader(method, body, timeout)
+        return group.ask_leader_after(*after, method, body, timeout)
 
     async def at_pins(
         self,
@@ -323,7 +329,7 @@ class FanOut:
             def body(left: float) -> bytes:
                 return calls.encode(self.binding(method, make(shard, index, Freshness(_EVENTUAL, index, 0.0, left))))
 
-            data = await self._ask_any(shard, self._group(shard), method, body, timeout)
+            data = await self._any.ask(shard, self._group(shard), method, body, timeout)
             return calls.decode(data, ReceivedAnswer).body
 
         answered, _ = await gather({shard: ask(shard, index) for shard, index in pins}, False)
@@ -356,29 +362,10 @@ class FanOut:
 
         await asyncio.gather(*map(tell, shards))
 
-    # --- any replica -------------------------------------------------------------------------------------------------
-    async def _ask_any(
-        self, shard: int, group: ShardGroup, method: str, body: Callable[[float], bytes], timeout: float
-    ) -> Payload:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
-        failures: dict[str, NeedleError] = {}
-        while (left := deadline - loop.time()) > 0:
-            answer = await self._hedging.ask(group, group.replicas(), method, body, left, failures)
-            if answer is not None:
-                return answer
-            if failures and all(isinstance(error, TooManyRequests) for error in failures.values()):
-                left = max(0.0, deadline - loop.time())
-                await asyncio.sleep(min(waited_for(error, left) for error in failures.values()))  # type: ignore[arg-type]
-                continue
-            # Nodes may have moved since this topology: a newer one tells where to.
-            await self._refresh(self._topology().version + 1, min(max(0.0, deadline - loop.time()), PAUSE_SECONDS))
-        told = "; ".join(f"{address}: {error.message}" for address, error in sorted(failures.items()))
-        if stale := [error for error in failures.values() if isinstance(error, TooStale)]:
-            why = f"no replica of shard {shard} is fresh enough after {in_seconds(timeout)} ({told})"
-            raise TooStale(why, **stale[0].details)
-        if failures and all(isinstance(error, Overloaded) for error in failures.values()):
-            raise next(iter(failures.values()))  # by its name: it was like this until the end
-        raise DeadlineExceeded(
-            f"no replica of shard {shard} answered within {in_seconds(timeout)} ({told or 'none reached'})"
-        )
+
+def checked(owned: Ownership, shard: int, data: Payload) -> Payload:
+    """What a shard has answered, if it is computed on exactly its ranges of `owned`. Raises StaleEpoch."""
+    answer = calls.decode(data, ReceivedAnswer)
+    if answer.epoch != owned.epoch or answer.fingerprint != owned.fingerprint(shard):
+        raise StaleEpoch(f"shard {shard} answered for other ranges (epoch {answer.epoch})", epoch=answer.epoch)
+    return answer.body

@@ -22,10 +22,13 @@ async def gather(
     loop = asyncio.get_running_loop()
     tasks = {loop.create_task(work): shard for shard, work in asking.items()}
     waiting, failed = set(tasks), dict[int, NeedleError]()
+    done: set[asyncio.Task[T]] = set()
+    task: asyncio.Task[T] | None = None
+    error: BaseException | None = None
     try:
         while waiting:
             done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in sorted(done, key=lambda task: tasks[task]):
+            for task in sorted(done, key=tasks.__getitem__):
                 error = task.exception()
                 if error is None:
                     continue
@@ -34,6 +37,8 @@ async def gather(
                 if not error.retryable:
                     raise error
                 failed[tasks[task]] = error
+        found = {shard: task.result() for task, shard in tasks.items() if shard not in failed}
+        return found, dict(sorted(failed.items()))
     finally:
         forget(tasks)
-    return {shard: task.result() for task, shard in tasks.items() if shard not in failed}, dict(sorted(failed.items()))
+        del tasks, waiting, done, task, error, failed  # an error that is raised holds this frame, and these hold it

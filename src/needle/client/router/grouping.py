@@ -8,6 +8,7 @@ documents in several shards; more often only while documents change.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -37,7 +38,8 @@ def merged_groups(answers: Answers, request: SearchRequest) -> Merged:
     best = sorted(groups, key=lambda mark: (min(groups[mark])[:2], rank(values[mark])))[: request.k]
     whole = {mark: sorted(groups[mark])[: request.group_size] for mark in best}
     asked = {marked(value) for value in _named(request)}
-    lacking = [mark for mark in best if mark not in asked and not _proven(mark, whole[mark], held, request)]
+    told = [_told(of_batch, request.k) for of_batch in held]
+    lacking = [mark for mark in best if mark not in asked and not _proven(mark, whole[mark], told, request.group_size)]
     shown = [(mark, row) for mark in best[request.offset :] for row in whole[mark]]
     merged = chosen(batches, [(which, at) for _, (_, _, which, at) in shown])
     merged = msgspec.structs.replace(merged, groups=[values[mark] for mark, _ in shown])
@@ -61,13 +63,26 @@ def _rows(which: int, batch: HitBatch) -> dict[Mark, list[Row]]:
     return groups
 
 
-def _proven(mark: Mark, rows: list[Row], held: list[dict[Mark, list[Row]]], request: SearchRequest) -> bool:
+class _Told(NamedTuple):
+    """Of a shard. last: the distance and id of the first hit of its k-th group, None if it has told of all it has. By
+    the mark of each of its groups the same of that one's first."""
+
+    firsts: dict[Mark, tuple[float, str]]
+    last: tuple[float, str] | None
+
+
+def _told(groups: dict[Mark, list[Row]], k: int) -> _Told:
+    """Once for each shard, and not for each of its groups: there may be ten thousand."""
+    firsts = {mark: min(rows)[:2] for mark, rows in groups.items()}
+    return _Told(firsts, sorted(firsts.values())[k - 1] if len(firsts) >= k else None)
+
+
+def _proven(mark: Mark, rows: list[Row], told: Sequence[_Told], size: int) -> bool:
     """Whether no shard can have a document that belongs among these of a group. A shard has told of the k groups with
     its nearest documents; what it has of another one is no nearer than each of those groups' first."""
-    for groups in held:
-        firsts = sorted(min(own)[:2] for own in groups.values())
-        if len(firsts) < request.k or (mark in groups and min(groups[mark])[:2] <= firsts[request.k - 1]):
+    for firsts, last in told:
+        if last is None or (mark in firsts and firsts[mark] <= last):
             continue
-        if len(rows) < request.group_size or rows[-1][:2] > firsts[request.k - 1]:
+        if len(rows) < size or rows[-1][:2] > last:
             return False
     return True

@@ -1,5 +1,6 @@
 """A read of one shard that any replica may answer: the first in turn is asked, and another one when it fails, or is
-later than 95 % of recent answers (Dean and Barroso, "The Tail at Scale", 2013: hedged requests).
+later than 95 % of recent answers, and than three times as long as half of them take (Dean and Barroso, "The Tail at
+Scale", 2013: hedged requests).
 
 Invariant: two replicas at most are asked at a time. The first one is asked without a task or a timer of its own: most
 reads need no other, and each hop of the event loop cuts apart what reads of one turn ask and get together.
@@ -49,13 +50,24 @@ class _Read(msgspec.Struct, eq=False):
 
     def note(self, address: str, error: BaseException) -> None:
         """A replica has not answered; raises what no other one would answer otherwise."""
-        if not isinstance(error, NeedleError) or isinstance(error, StaleEpoch):
+        try:
+            if not isinstance(error, NeedleError):
+                raise error
+            answers_of_all(error)
+            self.failures[address] = error
+            if not isinstance(error, TooStale | Overloaded):
+                self.replicas.suspect(address)
+        finally:
+            del error  # its traceback holds this frame
+
+
+def answers_of_all(error: NeedleError) -> None:
+    """Raises what no other replica would answer otherwise."""
+    if isinstance(error, StaleEpoch) or (not error.retryable and not error.of_the_node):
+        try:
             raise error
-        if not error.retryable and not error.of_the_node:
-            raise error
-        self.failures[address] = error
-        if not isinstance(error, TooStale | Overloaded):
-            self.replicas.suspect(address)
+        finally:
+            del error  # as in `note`
 
 
 class Hedging:
@@ -106,18 +118,20 @@ class Hedging:
             self._first.pop(read, None)
             read.task = None
             forget([one for one in (read.others, read.failed) if one is not None])
+            read.others = read.failed = None
+            del task  # as of these, an error that it ends with may hold this frame
 
     def _watch(self, read: _Read, loop: asyncio.AbstractEventLoop) -> None:
         if len(read.order) > 1:
             self._first[read] = None
             if self._timer is None:
-                self._timer = loop.call_later(self.latencies.p95, self._look)
+                self._timer = loop.call_later(self.latencies.late, self._look)
 
     def _look(self) -> None:
         """Ask others for the reads that are late, and come back when the next one is."""
         self._timer = None
         loop = asyncio.get_running_loop()
-        now, late = loop.time(), self.latencies.p95
+        now, late = loop.time(), self.latencies.late
         while self._first:
             read = next(iter(self._first))
             if (early := read.since + late - now) > 0:
@@ -141,6 +155,9 @@ class Hedging:
         """As `ask`, of all but the first. waiting: who is asked already, and since when."""
         loop = asyncio.get_running_loop()
         upcoming = read.order[1:]
+        done = set[asyncio.Future[Payload]]()
+        one: asyncio.Future[Payload] | None = None
+        error: BaseException | None = None
         try:
             while upcoming or waiting:
                 left = read.left(loop.time())
@@ -150,7 +167,7 @@ class Hedging:
                     address = upcoming.pop(0)
                     task = loop.create_task(read.replicas.ask_replica(address, read.method, read.body(left), left))
                     waiting[task] = (address, loop.time())
-                late = self.latencies.p95 if upcoming and len(waiting) < 2 else left
+                late = self.latencies.late if upcoming and len(waiting) < 2 else left
                 done, _ = await asyncio.wait(waiting, timeout=min(late, left), return_when=asyncio.FIRST_COMPLETED)
                 for one in [one for one in waiting if one in done]:
                     address, asked = waiting.pop(one)
@@ -162,6 +179,7 @@ class Hedging:
             return None
         finally:
             forget(waiting)
+            del waiting, done, one, error  # an error that is raised holds this frame
 
 
 def forget(tasks: Iterable[asyncio.Future[Any]]) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Final
 
 SAMPLES = 128
 SAMPLES_MIN = 16
 DELAY_UNKNOWN = 0.05
 DELAY_MIN = 0.002
+MEDIANS: Final = 3
+"""A second replica answers in half of its time within one median: one that is asked earlier seldom is the first, and
+works for nothing. Where answers all take about as long, a tenth of all reads was asked twice without this: of those
+that lose no time is known, so that the 95th percentile of the others is about the 90th of all."""
 
 
 class Latencies:
@@ -16,7 +21,7 @@ class Latencies:
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=SAMPLES)
         self._since = 0
-        self._p95 = DELAY_UNKNOWN
+        self._late = DELAY_UNKNOWN
 
     def add(self, seconds: float) -> None:
         """One answer arrived."""
@@ -27,9 +32,11 @@ class Latencies:
         ):  # sorting at every answer would cost more than it tells
             self._since = 0
             ordered = sorted(self._recent)
-            self._p95 = max(DELAY_MIN, ordered[int(len(ordered) * 0.95)])
+            count = len(ordered)
+            self._late = max(DELAY_MIN, ordered[int(count * 0.95)], MEDIANS * ordered[count // 2])
 
     @property
-    def p95(self) -> float:
-        """Seconds after which an answer is late; 50 ms until there are enough samples."""
-        return self._p95
+    def late(self) -> float:
+        """Seconds after which an answer is late: later than 95 % of them, and than three medians; 50 ms until
+        there are enough samples."""
+        return self._late

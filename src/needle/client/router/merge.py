@@ -5,14 +5,14 @@ Invariant: hits are ordered by (distance, id), so that equal data gives equal an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import repeat
-from typing import NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 
-from needle.base.errors import ClusterTooOld, ProtocolError
+from needle.base.errors import ClusterTooOld, DeadlineExceeded, ProtocolError
 from needle.base.filters.ordering import START, Key, ScanOrder, Turned, turned, turned_back
 from needle.base.filters.values import Mark, Value, in_order, marked
 from needle.base.model import HitBatch, Metric, SearchRequest, near_enough
@@ -32,6 +32,20 @@ from needle.protocol.calls import (
 )
 from needle.protocol.named import Named
 from needle.protocol.node_calls import NodeHits
+
+T = TypeVar("T")
+STEP_BYTES: Final = 2048
+"""What the choice of one more hit takes beside its comparisons."""
+GROUPED: Final = 8
+"""To put groups together, or counts of values, takes so many times as long, by the byte, as to merge hits."""
+
+
+def weight(size: int, request: SearchRequest, count: int = 1) -> int:
+    """Of answers of so many bytes: as many bytes of plain hits take about as long to be merged. Each hit that is taken
+    for being unlike others is compared with all of them. count: searches in one call."""
+    if request.group_by:
+        return size * GROUPED
+    return size if request.diversify is None else size + request.take * (count * STEP_BYTES + size // 8)
 
 
 def merge_hits(batches: Sequence[HitBatch], k: int, owners: Sequence[Sequence[int] | int] = ()) -> HitBatch:
@@ -71,11 +85,35 @@ def chosen(batches: Sequence[HitBatch], rows: Sequence[tuple[int, int]]) -> HitB
     )
 
 
-def narrowed(batch: HitBatch, request: SearchRequest) -> HitBatch:
+class Wanted:
+    """Whether an answer that is made in a thread is still waited for: as long as its time is not over and nobody has
+    said otherwise. What is made of a few large vectors may take longer than who asks has time."""
+
+    def __init__(self, clock: Callable[[], float], until: float) -> None:
+        """until: by the clock."""
+        self._clock, self._until = clock, until
+        self.gone = False
+
+    def __call__(self) -> None:
+        """Raises DeadlineExceeded if not."""
+        if self.gone or self._clock() > self._until:
+            raise DeadlineExceeded("the call's time was over before its answer was put together")
+
+    async def by(self, work: Awaitable[T]) -> T:
+        """What is made; once nobody waits for that any more, it is told so."""
+        try:
+            return await work
+        finally:
+            self.gone = True
+
+
+def narrowed(batch: HitBatch, request: SearchRequest, go_on: Callable[[], None] = lambda: None) -> HitBatch:
     """Without what the request leaves out of the hits of all shards: what is too far, the document that it is like,
-    what is too much like others, and the first ones; and in the order that it asks for."""
-    count = near_enough(batch.distances, batch.metric, request)
+    what is too much like others, and the first ones; and in the order that it asks for. go_on: as of `varied`."""
     changes = request.like or request.offset or request.diversify is not None or request.order_by
+    if not changes and request.max_distance is None and request.min_score is None:
+        return batch
+    count = near_enough(batch.distances, batch.metric, request)
     if count == len(batch.ids) and not changes:
         return batch
     left = [at for at in range(count) if not request.like or batch.ids[at] != request.like]
@@ -83,9 +121,10 @@ def narrowed(batch: HitBatch, request: SearchRequest) -> HitBatch:
     if request.diversify is not None and left:
         vectors = np.frombuffer(batch.vectors, "<f4").reshape(len(batch.ids), -1)[left]
         far = [batch.distances[at] for at in left]
-        left = [left[at] for at in varied(vectors, far, batch.metric, request.diversify, request.take)]
+        left = [left[at] for at in varied(vectors, far, batch.metric, request.diversify, request.take, go_on)]
     left = left[request.offset :]
     if request.order_by:
+        left.sort()  # nearest first, whatever the steps were by which they were chosen
         left = [left[at] for at in in_order([batch.order[at] for at in left], descending=request.descending)]
     found = chosen([batch], [(0, at) for at in left])
     return msgspec.structs.replace(found, vectors=b"" if request.bare else found.vectors, order=[])
@@ -193,25 +232,46 @@ def indices(by_shard: Mapping[int, HitBatch]) -> dict[int, int]:
     return {shard: batch.applied_index for shard, batch in by_shard.items()}
 
 
-def merged_hits(answers: Answers, request: SearchRequest) -> Merged:
-    """Of what each shard, and each node, has answered."""
-    by_shard = {shard: of_shard(shard, calls.decode(body, HitBatch)) for shard, body in answers.by_shard.items()}
-    for shard, batch in by_shard.items():
-        if request.order_by and len(batch.order) != len(batch.ids):
-            raise too_old(shard, "order_by")
+def merged_hits(answers: Answers, request: SearchRequest, go_on: Callable[[], None] = lambda: None) -> Merged:
+    """Of what each shard, and each node, has answered. go_on: as of `varied`."""
+    if len(answers.by_shard) == 1 and not answers.parts:  # there is nothing to merge
+        [(shard, body)] = answers.by_shard.items()
+        batch = hits_of_one(shard, body, request, go_on)
+        return Merged({shard: batch.applied_index}, batch)
+    by_shard = {shard: _hits_of_shard(shard, body, request) for shard, body in answers.by_shard.items()}
     applied, batches, owners = indices(by_shard), list(by_shard.values()), list[Sequence[int] | int](by_shard)
     for part in answers.parts:
         [(batch, of)] = hits_of(part, 1)
         batches.append(batch)
         owners.append(of)
         applied.update(part.seen)
-    return Merged(applied, narrowed(merge_hits(batches, request.k, owners), request))
+    return Merged(applied, narrowed(merge_hits(batches, request.k, owners), request, go_on))
 
 
-def merged_searches(answers: Answers, request: SearchRequest, count: int) -> tuple[dict[int, int], list[HitBatch]]:
-    """Of each answer to `count` searches: the index that each shard surely saw, and what is asked for of all."""
+def hits_of_one(
+    shard: int, body: Payload, request: SearchRequest, go_on: Callable[[], None] = lambda: None
+) -> HitBatch:
+    """The answer to a search that one shard alone was asked. go_on: as of `varied`."""
+    return narrowed(_hits_of_shard(shard, body, request), request, go_on)
+
+
+def _hits_of_shard(shard: int, body: Payload, request: SearchRequest) -> HitBatch:
+    return _told(shard, calls.decode(body, HitBatch), request)
+
+
+def _told(shard: int, batch: HitBatch, request: SearchRequest) -> HitBatch:
+    if request.order_by and len(batch.order) != len(batch.ids):
+        raise too_old(shard, "order_by")
+    return of_shard(shard, batch) if batch.explained else batch
+
+
+def merged_searches(
+    answers: Answers, request: SearchRequest, count: int, go_on: Callable[[], None] = lambda: None
+) -> tuple[dict[int, int], list[HitBatch]]:
+    """Of each answer to `count` searches: the index that each shard surely saw, and what is asked for of all. go_on: as
+    of `varied`."""
     decoded = {
-        shard: [of_shard(shard, batch) for batch in calls.decode(body, SearchManyAnswer).batches]
+        shard: [_told(shard, batch, request) for batch in calls.decode(body, SearchManyAnswer).batches]
         for shard, body in answers.by_shard.items()
     }
     if any(len(batches) != count for batches in decoded.values()):
@@ -224,7 +284,7 @@ def merged_searches(answers: Answers, request: SearchRequest, count: int) -> tup
     for at in range(count):
         batches = [each[at] for each in decoded.values()] + [each[at][0] for each in told]
         owners: list[Sequence[int] | int] = [*decoded, *(each[at][1] for each in told)]
-        found.append(narrowed(merge_hits(batches, request.k, owners), request))
+        found.append(narrowed(merge_hits(batches, request.k, owners), request, go_on))
     return seen, found
 
 

@@ -12,14 +12,17 @@ import numpy as np
 from needle.base.dtypes import DType, VectorForm
 from needle.protocol.commands import UpdateVectors
 
+_FLOAT32 = DType.FLOAT32
+"""By a name of its own: see raft.state.LEADER."""
+
 
 def packed(data: bytes, count: int, form: VectorForm | None) -> tuple[bytes, DType]:
     """Rows of float32 bytes as they are best sent, and of which type that is. form: None for float32."""
-    if form is None or len(data) != 4 * count * form.numbers:
-        return data, DType.FLOAT32
-    numbers = np.frombuffer(data, "<f4").reshape(count, form.numbers)
+    numbers = None if form is None else form.rows_given(data, count)
+    if form is None or numbers is None:
+        return data, _FLOAT32
     if form.unsayable(numbers).any():
-        return data, DType.FLOAT32
+        return data, _FLOAT32
     return form.stored(numbers).tobytes(), form.dtype
 
 
@@ -33,8 +36,8 @@ def packed_update(command: UpdateVectors, form: VectorForm | None) -> UpdateVect
 
 def unsayable(rows: memoryview, count: int, form: VectorForm | None) -> list[int]:
     """Which of these rows of float32 bytes a shard is sure to refuse, for numbers that the type cannot say."""
-    if form is None or rows.nbytes != 4 * count * form.numbers:
+    numbers = None if form is None else form.rows_given(rows, count)
+    if form is None or numbers is None:
         return []
-    numbers = np.frombuffer(rows, "<f4").reshape(count, form.numbers)
     found: list[int] = np.flatnonzero(form.unsayable(numbers).any(axis=1)).tolist()
     return found

@@ -26,13 +26,14 @@ from needle.client.router.by_sparse import search_sparse
 from needle.client.router.by_words import search_words
 from needle.client.router.counting import Counting
 from needle.client.router.deletion import Deletion
-from needle.client.router.fan_out import FanOutStats
 from needle.client.router.feeding import Feeding
 from needle.client.router.getting import get_documents
 from needle.client.router.of_collections import OfCollections
+from needle.client.router.of_one_shard import search_of_one
 from needle.client.router.packing import packed, packed_update
 from needle.client.router.routes import BATCH_BYTES_MAX, Routes, Shards, in_callers_names
 from needle.client.router.scanning import scan_page
+from needle.client.router.stats import FanOutStats
 from needle.client.where import OnProgress, WhereWork
 from needle.protocol.calls import DocumentBatch, Freshness, ScanAnswer, ScanCall, ScanPin
 from needle.protocol.commands import (
@@ -295,10 +296,10 @@ class Router(OfCollections, Counting):
         fresh = self._routes.fresh(mode, max_staleness, session)
 
         def run(stored: str, left: float) -> Awaitable[Found]:
-            inner, clock = self._routes.as_stored(request, stored), self._clock()
+            inner = self._routes.as_stored(request, stored)
             if request.keywords or request.sparse is not None:
                 asked = search_words if request.keywords else search_sparse
-                return asked(self._routes, inner, fresh, left, clock, partial=partial)
+                return asked(self._routes, inner, fresh, left, self._clock(), partial=partial)
             if request.like:
                 return self._search_like(inner, stored, fresh, left, partial)
             return self._search(inner, fresh, left, partial)
@@ -311,7 +312,11 @@ class Router(OfCollections, Counting):
                 return await self._search_like(inner, stored, fresh, left, partial)
             return await self._search(inner, fresh, left, partial)
 
-        return self._routes.named(request.collection, timeout, run_named if request.vector_name else run)
+        def usual(left: float, tried: int = 0) -> Coroutine[Any, Any, Found]:
+            return self._routes.named(request.collection, left, run_named if request.vector_name else run, tried)
+
+        alone = None if partial else search_of_one(self._routes, request, fresh, timeout, self._clock(), usual)
+        return usual(timeout) if alone is None else alone
 
     async def _search_like(
         self, request: SearchRequest, stored: str, fresh: Callable[[int], Freshness], timeout: float, partial: bool
@@ -333,13 +338,17 @@ class Router(OfCollections, Counting):
         max_staleness: float = 0.0,
         session: bool = False,
     ) -> list[HitBatch]:
-        """As `search` for `count` vectors, which all are in the request's: one call of each shard."""
+        """As `search` for `count` vectors, which all are in the request's: one call of each shard, or with groups
+        at least one for each vector."""
 
         async def run(stored: str, left: float) -> list[HitBatch]:
             routes = self._routes
             fresh = routes.fresh(mode, max_staleness, session)
             inner, name = routes.as_stored(request, stored), await routes.vector(stored, request.vector_name, left)
             inner = msgspec.structs.replace(inner, vector_name=name)
+            if inner.group_by:
+                how = fresh, left, routes.beside, routes.saw, self._clock()
+                return await searching.search_each(routes.fan_out, inner, count, *how)
             seen, batches = await searching.search_many(routes.fan_out, inner, count, fresh, left, routes.beside)
             for shard, index in seen.items():
                 routes.saw(shard, index)

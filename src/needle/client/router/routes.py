@@ -14,7 +14,7 @@ import msgspec
 
 from needle.base.decoding import routed_metadata
 from needle.base.dtypes import DType, VectorForm
-from needle.base.errors import CollectionNotFound, DeadlineExceeded, NeedleError, in_seconds, invalid
+from needle.base.errors import CollectionNotFound, DeadlineExceeded, NeedleError, in_seconds
 from needle.base.model import ReadMode, SearchRequest, WriteResult
 from needle.base.runtime import Blocking, beside
 from needle.base.text import TextField
@@ -39,6 +39,8 @@ BATCH_DOCUMENTS_MAX = 10_000
 """Documents of one entry."""
 BESIDE_BYTES = 64 * 1024
 """What takes time by the byte is done in a thread from this size on."""
+_FLOAT32 = DType.FLOAT32
+"""By a name of its own, for every write asks for it: see raft.state.LEADER."""
 
 T = TypeVar("T")
 
@@ -181,7 +183,7 @@ class Routes:
     def form(self, stored: str) -> VectorForm | None:
         """How the vectors of a collection are stored; None for float32, and where it is not known here."""
         info = self._collections.find(self.shards.topology(), stored)
-        return None if info is None or info.spec.dtype is DType.FLOAT32 else info.spec.form
+        return None if info is None or info.spec.dtype is _FLOAT32 else info.spec.form
 
     async def vector(self, stored: str, name: str, timeout: float) -> str:
         """The name inside the shards of a named vector of a collection, "" for "". stored: the collection's there.
@@ -204,8 +206,7 @@ class Routes:
             info = (await self.shards.confirmed(timeout)).named(public_name(stored))
         if info is None or info.stored_name != stored:
             raise CollectionNotFound(f"there is no collection {public_name(stored)!r} with {name[:80]!r} any more")
-        if name not in info.sparse:
-            raise invalid("sparse", name, ", ".join(map(repr, info.sparse)) or "none: it has no sparse vectors")
+        info.check_sparse(name)
 
     def sparse_of(self, stored: str) -> tuple[str, ...]:
         """The fields that are sparse vectors of a collection, as far as it is known here."""
@@ -221,14 +222,20 @@ class Routes:
         info = self._collections.find(self.shards.topology(), stored)
         return {} if info is None else {name: spec.form for name, spec in info.stored_specs().items()}
 
-    async def named(self, collection: str, timeout: float, run: Callable[[str, float], Awaitable[T]]) -> T:
+    def known(self, collection: str) -> CollectionInfo | None:
+        """A collection by its name, or an alias, if it is known here."""
+        return self._collections.named(self.shards.topology(), collection)
+
+    async def named(
+        self, collection: str, timeout: float, run: Callable[[str, float], Awaitable[T]], tried: int = 0
+    ) -> T:
         """Run with the collection's name inside the shards and the seconds left; again if it was dropped and made again
-        meanwhile, or its alias got another meaning, or a shard does not have it yet. Raises CollectionNotFound once the
-        catalog confirms it."""
+        meanwhile, or its alias got another meaning, or a shard does not have it yet. tried: the id of the one that a
+        shard did not have, 0 for none. Raises CollectionNotFound once the catalog confirms it."""
         loop = asyncio.get_running_loop()
-        deadline, left, tried = loop.time() + timeout, timeout, 0
+        deadline, left = loop.time() + timeout, timeout
         while True:
-            info = self.shards.topology().collection(collection)
+            info = self.known(collection)
             if info is None or info.id == tried:
                 info = await self._looked_up(collection, tried, timeout, deadline)
                 left = max(0.001, deadline - loop.time())

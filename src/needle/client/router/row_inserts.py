@@ -210,7 +210,7 @@ def _is_wrong(metadata: bytes, sparse: Sequence[str]) -> bool:
 
 
 def _named_doubts(rows: memoryview, count: int, form: VectorForm) -> set[int]:
-    if rows.nbytes != 4 * count * form.numbers:
+    if form.rows_given(rows, count) is None:
         return {0}  # all of them are refused, with the first
     return doubtful([""] * count, rows, (), DEFAULTS) | set(unsayable(rows, count, form))
 

@@ -16,8 +16,9 @@ from needle.base.errors import ClusterTooOld, InvalidArgument, NeedleError
 from needle.base.ids import shard_group
 from needle.base.model import ReadMode
 from needle.base.parts import Payload
+from needle.client.router.by_node import Together
 from needle.client.router.fan_out import FanOut
-from needle.client.router.merge import merged_facets, merged_pages
+from needle.client.router.merge import GROUPED, merged_facets, merged_pages
 from needle.client.router.pruning import matching_shards
 from needle.client.router.routes import Routes
 from needle.protocol import calls
@@ -31,6 +32,7 @@ from needle.protocol.calls import (
     ScanCall,
     ScanPin,
 )
+from needle.protocol.node_calls import READ_SHARDS, AskedShard, ReadShardsCall
 from needle.routing.topology import Ownership, collection_id
 
 END_SECONDS = 1.0
@@ -50,12 +52,17 @@ async def count_in_shards(
     fresh: Callable[[int], Freshness],
 ) -> int:
     """How many documents match a filter. stored: as below."""
+
+    def together(shards: list[AskedShard], fresh: Freshness, epoch: int) -> ReadShardsCall:
+        return ReadShardsCall(shards, fresh, epoch, count=CountCall(0, stored, filter_json, fresh, epoch))
+
     answers = await routes.fan_out.read(
         calls.COUNT,
         lambda shard, fresh, epoch: CountCall(shard_group(shard), stored, filter_json, fresh, epoch),
         lambda owned: matching_shards(owned, filter_json),
         fresh,
         timeout,
+        together=Together(READ_SHARDS, together),
     )
     found = {shard: calls.decode(body, CountAnswer) for shard, body in answers.by_shard.items()}
     for shard, answer in found.items():
@@ -74,14 +81,19 @@ async def facet_in_shards(
 ) -> FacetAnswer:
     """How many documents that match have each value of a field: of each shard all values are asked for. stored: as
     below."""
+
+    def together(shards: list[AskedShard], fresh: Freshness, epoch: int) -> ReadShardsCall:
+        return ReadShardsCall(shards, fresh, epoch, facet=FacetCall(0, stored, field, filter_json, 0, fresh, epoch))
+
     answers = await routes.fan_out.read(
         calls.FACET,
         lambda shard, fresh, epoch: FacetCall(shard_group(shard), stored, field, filter_json, 0, fresh, epoch),
         lambda owned: matching_shards(owned, filter_json),
         fresh,
         timeout,
+        together=Together(READ_SHARDS, together),
     )
-    seen, merged = await routes.beside(answers.size(), merged_facets, answers.by_shard, limit)
+    seen, merged = await routes.beside(GROUPED * answers.size(), merged_facets, answers.by_shard, limit)
     for shard, index in seen.items():
         routes.saw(shard, index)
     return merged

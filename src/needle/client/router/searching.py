@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import msgspec
 
-from needle.base.errors import DocumentNotFound, Unavailable
+from needle.base.errors import DocumentNotFound, Unavailable, invalid
 from needle.base.ids import shard_group
 from needle.base.model import HitBatch, SearchRequest
 from needle.client.document_calls import Found
+from needle.client.router.by_node import Together
 from needle.client.router.fan_out import Answers, FanOut
 from needle.client.router.grouping import asking, merged_groups
-from needle.client.router.merge import Merged, merged_hits, merged_searches
+from needle.client.router.merge import Merged, Wanted, merged_hits, merged_searches, weight
 from needle.client.router.pruning import matching_shards
 from needle.client.router.routes import BESIDE_BYTES
+from needle.client.together import together
 from needle.protocol import calls
-from needle.protocol.calls import DocumentBatch, Freshness, SearchCall, SearchManyCall
-from needle.protocol.node_calls import AskedShard, SearchShardsCall
-from needle.routing.topology import vector_called
+from needle.protocol.calls import (
+    MANY_BYTES_MAX,
+    DocumentBatch,
+    Freshness,
+    SearchCall,
+    SearchManyCall,
+    batch_bytes,
+    check_queries,
+)
+from needle.protocol.node_calls import READ_SHARDS, SEARCH_SHARDS, AskedShard, ReadShardsCall, SearchShardsCall
+from needle.routing.topology import Ownership, vector_called
 
 ROUNDS_MAX = 8
 """Of a search by groups: how often all shards are asked."""
+SEARCHES_AT_ONCE = 8
+"""Of several that are asked for in one call, and go by themselves."""
 
 Beside = Callable[..., Awaitable[Any]]
 """Runs what takes time by the byte: how many bytes, a function, its arguments."""
@@ -44,11 +58,15 @@ async def search(
     for _ in range(ROUNDS_MAX):
         answers = await _asked(fan_out, asked, fresh, left, partial)
         start, size = monotonic(), answers.size()
-        merge: Callable[[Answers, SearchRequest], Merged] = merged_groups if asked.group_by else merged_hits
-        if size <= BESIDE_BYTES:
+        # Shards that do not answer may take all the time: what the others have is put together after it.
+        wanted = Wanted(monotonic, began + timeout * (2 if answers.missing else 1))
+        merge: Callable[[Answers, SearchRequest], Merged] = merged_groups
+        if not asked.group_by:
+            merge = functools.partial(merged_hits, go_on=wanted)
+        if (work := weight(size, asked)) <= BESIDE_BYTES:
             applied, merged, lacking = merge(answers, asked)
         else:
-            applied, merged, lacking = await beside(size, merge, answers, asked)
+            applied, merged, lacking = await wanted.by(beside(work, merge, answers, asked))
         if not lacking:
             break
         asked, left = asking(request, lacking), max(0.001, timeout - (monotonic() - began))
@@ -64,19 +82,37 @@ async def search(
 def _asked(
     fan_out: FanOut, request: SearchRequest, fresh: Callable[[int], Freshness], timeout: float, partial: bool
 ) -> Coroutine[Any, Any, Answers]:
-    def together(shards: list[AskedShard], fresh: Freshness, epoch: int) -> SearchShardsCall:
+    def hits(shards: list[AskedShard], fresh: Freshness, epoch: int) -> SearchShardsCall:
         return SearchShardsCall(shards, request, fresh, epoch)
 
+    # Which groups are nearest, all shards must say; scores by words or sparse vectors are merged here, too.
+    each = bool(request.group_by or request.keywords) or request.sparse is not None
     return fan_out.read(
         calls.SEARCH,
         lambda shard, fresh, epoch: SearchCall(shard_group(shard), request, fresh, epoch),
-        lambda owned: matching_shards(owned, request.filter),
+        _matching(request) if request.filter else _all,
         fresh,
         timeout,
         partial=partial,
-        # Which groups are nearest, all shards must say; searches by words or sparse vectors are a shard's each.
-        together=None if request.group_by or request.keywords or request.sparse is not None else together,
+        together=each_of_node(request) if each else Together(SEARCH_SHARDS, hits),
     )
+
+
+def _matching(request: SearchRequest) -> Callable[[Ownership], Sequence[int]]:
+    return lambda owned: matching_shards(owned, request.filter)
+
+
+def _all(owned: Ownership) -> Sequence[int]:
+    return owned.owners
+
+
+def each_of_node(request: SearchRequest) -> Together:
+    """A search whose answers of each shard are told by themselves, also by a node that holds several."""
+
+    def each(shards: list[AskedShard], fresh: Freshness, epoch: int) -> ReadShardsCall:
+        return ReadShardsCall(shards, fresh, epoch, search=SearchCall(0, request, fresh, epoch))
+
+    return Together(READ_SHARDS, each)
 
 
 async def search_many(
@@ -89,16 +125,52 @@ async def search_many(
 ) -> tuple[dict[int, int], list[HitBatch]]:
     """`search` for `count` vectors, which all are in the request's: the log index that each shard surely saw, and the
     hits of each."""
+    loop = asyncio.get_running_loop()
+    wanted = Wanted(loop.time, loop.time() + timeout)
     answers = await fan_out.read(
         calls.SEARCH_MANY,
         lambda shard, fresh, epoch: SearchManyCall(shard_group(shard), request, count, fresh, epoch),
-        lambda owned: matching_shards(owned, request.filter),
+        _matching(request) if request.filter else _all,
         fresh,
         timeout,
-        together=lambda shards, fresh, epoch: SearchShardsCall(shards, request, fresh, epoch, count),
+        together=Together(
+            SEARCH_SHARDS, lambda shards, fresh, epoch: SearchShardsCall(shards, request, fresh, epoch, count)
+        ),
     )
-    seen, batches = await beside(answers.size(), merged_searches, answers, request, count)
+    weighs = weight(answers.size(), request, count)
+    seen, batches = await wanted.by(beside(weighs, merged_searches, answers, request, count, wanted))
     return seen, batches
+
+
+async def search_each(
+    fan_out: FanOut,
+    request: SearchRequest,
+    count: int,
+    fresh: Callable[[int], Freshness],
+    timeout: float,
+    beside: Beside,
+    saw: Callable[[int, int], None],
+    monotonic: Callable[[], float],
+) -> list[HitBatch]:
+    """`search_many` by groups: each vector is searched for by itself, for all shards may have to be asked for it once
+    more. Raises InvalidArgument for vectors, or bytes of hits, that one call of a shard may not be about."""
+    check_queries(count, request.vector)
+    loop, width = asyncio.get_running_loop(), len(request.vector) // count
+    deadline, places, size = loop.time() + timeout, iter(range(count)), 0
+    batches: dict[int, HitBatch] = {}
+
+    async def work() -> None:
+        nonlocal size
+        for at in places:
+            one = msgspec.structs.replace(request, vector=request.vector[at * width : (at + 1) * width])
+            left = max(0.001, deadline - loop.time())
+            found = await search(fan_out, one, fresh, left, beside, saw, monotonic, partial=False)
+            batches[at], size = found.batch, size + batch_bytes(found.batch)
+            if size > MANY_BYTES_MAX:
+                raise invalid("queries", f"{count} vectors", "fewer: their hits have too many bytes for one answer")
+
+    await together(*(work() for _ in range(min(count, SEARCHES_AT_ONCE))))
+    return [batches[at] for at in range(count)]
 
 
 def near(request: SearchRequest, found: DocumentBatch) -> SearchRequest:

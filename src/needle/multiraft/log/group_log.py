@@ -14,6 +14,7 @@ import msgspec
 from needle.base.ids import GroupId
 from needle.multiraft.log.log_records import (
     ENTRY,
+    BootstrapRecord,
     LostRecord,
     PendingInstall,
     RepairRecord,
@@ -60,7 +61,7 @@ class LogWrite(msgspec.Struct, kw_only=True):
     truncate_from: int = 0
     entries: Sequence[Entry] = ()
     hard_state: HardState | None = None
-    bootstrap: ConfState | None = None
+    bootstrap: ConfState | BootstrapRecord | None = None
     pending: PendingInstall | bool | None = None
     repair: RepairRecord | bool | None = None
     lost: LostRecord | bool | None = None
@@ -83,6 +84,7 @@ class GroupLog:
         self.garbage_from = 0
         self.hard_state: HardState | None = None
         self.bootstrap: ConfState | None = None
+        self.given_up = False
         self.pending: PendingInstall | None = None
         self.repair: RepairRecord | None = None
         self.lost: LostRecord | None = None
@@ -160,7 +162,8 @@ class GroupLog:
         if write.entries:
             self._append(write.entries)
         self.hard_state = write.hard_state or self.hard_state
-        self.bootstrap = write.bootstrap or self.bootstrap
+        if write.bootstrap is not None:
+            self.founded(write.bootstrap)
         if isinstance(write.pending, PendingInstall):
             self.pending = write.pending
         elif write.pending is False:
@@ -173,6 +176,11 @@ class GroupLog:
             self.lost = write.lost
         elif write.lost is False:
             self.lost = None
+
+    def founded(self, record: ConfState | BootstrapRecord) -> None:
+        """What the log says of how the group began on this node."""
+        self.given_up = isinstance(record, BootstrapRecord) and record.given_up
+        self.bootstrap = record.conf if isinstance(record, BootstrapRecord) else record
 
     def _set_start(self, start: StartRecord) -> None:
         self.start = start

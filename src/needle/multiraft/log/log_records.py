@@ -6,7 +6,7 @@ value under a wrong key are all detected. It must not know what store is below.
     i                      which directory this is, and its starts (lives.py)
     k <node>               the last life of another node that this one knows of
     m                      what node, cluster and format this store belongs to
-    g <group> c            the configuration the group was bootstrapped with
+    g <group> c            the configuration the group was bootstrapped with, and whether its replica was given up since
     g <group> e <index>    one log entry
     g <group> h            HardState
     g <group> l            the replica contradicts others about what is committed: it must not go on (doubts.py)
@@ -25,8 +25,8 @@ import msgspec
 
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import CorruptLog
-from needle.base.ids import GroupId, group_name
-from needle.raft.messages import Entry, EntryKind, SnapshotMeta
+from needle.base.ids import GroupId, NodeId, group_name
+from needle.raft.messages import ConfState, Entry, EntryKind, SnapshotMeta
 
 FORMAT_VERSION = 1
 META_KEY = b"m"
@@ -117,12 +117,33 @@ class PendingInstall(msgspec.Struct, frozen=True, array_like=True):
     directory: str
 
 
+class BootstrapRecord(msgspec.Struct, frozen=True, array_like=True):
+    """A ConfState, and what releases before this one pass over. given_up: the replica's files are, or are about to be,
+    deleted on purpose: if it is opened again without them, nothing of it was lost."""
+
+    voters: tuple[NodeId, ...] = ()
+    learners: tuple[NodeId, ...] = ()
+    voters_outgoing: tuple[NodeId, ...] = ()
+    learners_next: tuple[NodeId, ...] = ()
+    given_up: bool = False
+
+    @property
+    def conf(self) -> ConfState:
+        """Without that."""
+        return ConfState(self.voters, self.learners, self.voters_outgoing, self.learners_next)
+
+
+GIVEN_UP = BootstrapRecord(given_up=True)
+
+
 class RepairRecord(msgspec.Struct, frozen=True, array_like=True):
-    """The log lost entries this replica may have acknowledged, in terms up to lost_term. See repair.py."""
+    """The log lost entries this replica may have acknowledged, in terms up to lost_term. See repair.py. returned: for
+    it was given up, on purpose, and has come back."""
 
     lost_term: int
     lost_index: int
     reason: str
+    returned: bool = False
 
 
 def record_key(group: GroupId, kind: bytes) -> bytes:

@@ -52,10 +52,10 @@ class LogSizes:
             self.start = start
 
     def after(self, index: int) -> int:
-        """Bytes of the entries after `index`."""
-        if index >= self.last:
-            return 0
-        return self._sums[-1] - (self._sums[index - self.start - 1] if index > self.start else self._before)
+        """Bytes of the entries after `index` that it has: while a snapshot is installed it may start behind that."""
+        if index <= self.start:
+            return self.total
+        return self._sums[-1] - self._sums[index - self.start - 1] if index < self.last else 0
 
     def within(self, bytes_max: int) -> int:
         """The lowest index after which the entries take at most bytes_max."""

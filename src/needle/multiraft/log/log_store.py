@@ -29,6 +29,7 @@ from needle.multiraft.log.log_records import (
     PENDING,
     REPAIR,
     START,
+    BootstrapRecord,
     Identity,
     Life,
     LostRecord,
@@ -47,7 +48,7 @@ from needle.multiraft.log.log_records import (
 )
 from needle.multiraft.log.log_sizes import LogSizes
 from needle.multiraft.ports import KeyValueStore, KeyValueTxn
-from needle.raft.messages import ConfState, Entry, EntryKind, HardState
+from needle.raft.messages import Entry, EntryKind, HardState
 from needle.raft.plausible import TERM_ON_DISK_MAX
 
 _log = logging.getLogger("needle.multiraft")
@@ -296,7 +297,8 @@ class _Scan:
         if kind == HARD:
             found = log.hard_state = decode_record(key, value, HardState)
         elif kind == BOOTSTRAP:
-            found = log.bootstrap = decode_record(key, value, ConfState)
+            if (found := decode_record(key, value, BootstrapRecord)) is not None:
+                log.founded(found)
         elif kind == PENDING:
             found = log.pending = decode_record(key, value, PendingInstall)
         elif kind == REPAIR:

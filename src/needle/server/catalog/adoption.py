@@ -23,11 +23,13 @@ from needle.catalog.machine import CatalogMachine
 from needle.multiraft.host import Host
 from needle.routing.strategy import router_names
 from needle.routing.topology import NodeState, Ownership, Topology
+from needle.routing.topology_changes import History
 from needle.server.access import Access
 from needle.server.address_book import AddressBook
-from needle.server.cluster_files import ClusterFile, check_founding, save_topology
+from needle.server.beats import Beats
+from needle.server.cluster_files import ClusterFile, TopologyFile, check_founding
 from needle.server.hosting import Hosting
-from needle.server.lasting import SHORTAGE_SECONDS, next_beat
+from needle.server.lasting import SHORTAGE_SECONDS
 from needle.server.ports import NodePorts
 from needle.server.replica import HostedReplica
 from needle.server.upkeep.maintenance import Maintenance
@@ -53,6 +55,7 @@ class AdoptingNode(Protocol):
     catalog: CatalogMachine | None
     maintenance: Maintenance
     access: Access
+    beats: Beats
 
     def now(self) -> float: ...
     def alive(self) -> bool: ...
@@ -65,6 +68,8 @@ class Adoption:
     def __init__(self, node: AdoptingNode, hosting: Hosting) -> None:
         self._node = node
         self._hosting = hosting
+        self.history = History()
+        self._file: TopologyFile | None = None
         self._changed = asyncio.Event()
         self._adopting = asyncio.Lock()
         self._unsaved = False
@@ -109,6 +114,9 @@ class Adoption:
             self._unopened = True
             self._tell_recoveries(topology)
             self._node.topology = topology
+            for one in self._node.catalog.passed(topology.version) if self._node.catalog is not None else ():
+                self.history.follow(one)
+            self.history.follow(topology)
             if topology.map is not None and (self._node.ownership is None or self._node.ownership.map != topology.map):
                 self._node.ownership = Ownership(topology.map, {info.shard: info.since for info in topology.shards})
             self._node.maintenance.follow()
@@ -127,8 +135,9 @@ class Adoption:
     async def _save_topology(self, topology: Topology) -> None:
         """Without room for it, it is acted on all the same: the file is a cache, for a start without the catalog."""
         if self._unsaved:
+            self._file = self._file or TopologyFile(self._node.config.data_dir)
             try:
-                await self._node.ports.file_pool.run(save_topology, self._node.config.data_dir, topology)
+                await self._node.ports.file_pool.run(self._file.save, topology)
                 self._unsaved = False
             except SHORTAGES as error:
                 log.error("version %d of the topology is not written down now: %s", topology.version, error)
@@ -144,11 +153,10 @@ class Adoption:
     async def retry_shortages(self) -> None:
         """What was left undone for want of room, or of file handles."""
         while not self._node.host.stopped:
-            await next_beat(self._node.now(), SHORTAGE_SECONDS)
-            if self._unsaved or self._unopened:
-                async with self._adopting:
-                    await self._save_topology(self._node.topology)
-                    await self._open_what_is_due()
+            await self._node.beats.next(SHORTAGE_SECONDS, lambda: not (self._unsaved or self._unopened))
+            async with self._adopting:
+                await self._save_topology(self._node.topology)
+                await self._open_what_is_due()
 
     def _learn_news(self, before: dict[NodeId, str], now: dict[NodeId, str]) -> None:
         """Only what changed: of a node that moved and is not registered yet, what it said itself is newer."""

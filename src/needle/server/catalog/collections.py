@@ -19,8 +19,9 @@ from needle.protocol import commands
 from needle.routing.collection_names import dropped_as, readable
 from needle.routing.stored_collections import StoredNames
 from needle.routing.topology import Topology
+from needle.server.beats import Beats
+from needle.server.catalog.shard_names import ShardNames
 from needle.server.cluster_files import check_founding
-from needle.server.lasting import next_beat
 from needle.server.ports import NodePorts
 from needle.server.replica import HostedReplica
 
@@ -40,8 +41,8 @@ class ReconcilingNode(Protocol):
     groups: dict[GroupId, HostedReplica]
     topology: Topology
     ports: NodePorts
+    beats: Beats
 
-    def now(self) -> float: ...
     def hosted(self, group: GroupId) -> HostedReplica: ...
     async def confirmed(self, timeout: float) -> Topology:
         """At least as new as everything committed before the call."""
@@ -56,17 +57,29 @@ class Reconciler:
         self.unknown: dict[GroupId, list[str]] = {}
         self._node = node
         self._names = StoredNames()
+        self._compared: dict[GroupId, ShardNames] = {}
+        self._done: dict[GroupId, tuple[int, int]] = {}
+        """The version of the catalog whose collections a shard has, and the term in which it was seen to."""
         self._reconciling: dict[GroupId, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
         """Give the shards that this node leads their collections, whenever the catalog or a leader changes."""
-        done: dict[GroupId, tuple[int, int]] = {}
         while not self._node.host.stopped:
-            # Looked at before a task is begun for each: five times a second there is nothing to do for any.
-            due = [group for group in self._node.groups if self._state(group) not in (None, done.get(group))]
+            due = self._due()
             for first in range(0, len(due), AT_ONCE):
-                await asyncio.gather(*(self._look_after(group, done) for group in due[first : first + AT_ONCE]))
-            await next_beat(self._node.now(), PAUSE_SECONDS)
+                await asyncio.gather(*map(self._look_after, due[first : first + AT_ONCE]))
+            for known in (self._compared, self._done):
+                for group in known.keys() - self._node.groups.keys():
+                    del known[group]
+            await self._node.beats.next(PAUSE_SECONDS, self._rests)
+
+    def _due(self) -> list[GroupId]:
+        """Looked at before a task is begun for each: five times a second there is nothing to do for any."""
+        return [group for group in self._node.groups if self._state(group) not in (None, self._done.get(group))]
+
+    def _rests(self) -> bool:
+        here = self._node.groups.keys()
+        return self._done.keys() <= here and self._compared.keys() <= here and not self._due()
 
     def _state(self, group: GroupId) -> tuple[int, int] | None:
         """What the shard's collections are to be those of, and the term; None if it is led elsewhere."""
@@ -75,13 +88,13 @@ class Reconciler:
             return None
         return node.topology.version, node.host.term(group)
 
-    async def _look_after(self, group: GroupId, done: dict[GroupId, tuple[int, int]]) -> None:
+    async def _look_after(self, group: GroupId) -> None:
         state = self._state(group)
         if state is None:  # since it was looked at
             return
         try:
             await self.reconcile(group, WAIT_SECONDS)
-            done[group] = state
+            self._done[group] = max(state, self._done.get(group, state))  # it may have been seen to for a newer one
         except NeedleError as error:
             log.info("shard %d does not have the catalog's collections yet: %s", group - 1, error)
 
@@ -114,25 +127,28 @@ class Reconciler:
         host, term = self._node.host, self._node.host.term(group)
         await host.read_index(group, timeout)
         await host.wait_applied(group, host.status(group).last_index, timeout)
-        replica = self._node.hosted(group).replica
-        here = set(replica.view.collections)
-        if here == self._names.keys(self._node.topology):
+        replica, now = self._node.hosted(group).replica, self._node.topology
+        here = replica.view
+        names = self._compared.setdefault(group, ShardNames(self._names))
+        if names.compare(here, now):
             self._note_unknown(group, [])
+            self._done[group] = now.version, term
             return
         # `here` was taken before: what the confirmed catalog names as dropped does not return, nor does its id.
         newest = await self._node.confirmed(timeout)
         check_founding(self._node.node_id, self._node.topology, newest)
-        wanted = self._names.keys(newest)
-        surplus = sorted(here - wanted, reverse=True)  # a named vector before its collection
+        names.compare(here, newest)
+        surplus, missing = sorted(names.surplus, reverse=True), sorted(names.missing)  # vectors go before collections
         dropped = [name for name in surplus if dropped_as(name) in newest.dropped]
         self._note_unknown(group, [name for name in surplus if name not in dropped])
         for name in dropped:
             await host.propose(group, self._entry(commands.DropCollection(name)), timeout)
-        for spec in [self._names.spec(newest, name) for name in sorted(wanted - here)]:
+        for spec in [self._names.spec(newest, name) for name in missing]:
             command = self._entry(replica.validate(commands.CreateCollection(spec, True)))
             if host.term(group) != term:
                 raise Unavailable(f"shard {group - 1} got another leader while its collections were brought up to date")
             await host.propose(group, command, timeout)
+        self._done[group] = newest.version, term
 
     def _entry(self, command: commands.Command) -> bytes:
         return commands.entry(command, self._node.topology, micros_of(self._node.ports.clock))

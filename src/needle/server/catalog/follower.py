@@ -25,9 +25,10 @@ from needle.base.ids import CATALOG_GROUP, NodeId
 from needle.base.news import FOR_EVER, News
 from needle.catalog.machine import CatalogMachine
 from needle.client.directory import Caller
+from needle.client.hearing import Hearing
 from needle.multiraft.host import Host
 from needle.protocol import calls
-from needle.protocol.peer_calls import TOPOLOGY, WHO, TopologyAnswer, TopologyCall, WhoAnswer, WhoCall
+from needle.protocol.peer_calls import TOPOLOGY, WHO, WhoAnswer, WhoCall
 from needle.routing.topology import Topology
 from needle.server.cluster_files import ClusterFile
 
@@ -60,6 +61,7 @@ class CatalogFollower:
     def __init__(self, node: FollowingNode) -> None:
         self._node = node
         self._turn = 0
+        self._hearing = Hearing()
         self._fixed = News(FOR_EVER)
         """Addresses of nodes that know no catalog, or do not talk about it, told of once."""
 
@@ -114,9 +116,10 @@ class CatalogFollower:
         """Whether the node at `address` answered; what it knows is adopted."""
         node = self._node
         try:
-            body = calls.encode(TopologyCall(node.topology.version, wait))
-            answer = calls.decode(await node.caller.call(address, TOPOLOGY, body, 2 * POLL_SECONDS), TopologyAnswer)
-            if node.cluster.uid == 0 and answer.topology is not None and answer.topology.settings is not None:
+            newer = await self._hearing.ask(
+                lambda body: node.caller.call(address, TOPOLOGY, body, 2 * POLL_SECONDS), node.topology, wait
+            )
+            if node.cluster.uid == 0 and newer is not None and newer.settings is not None:
                 await self._belong_to(address)
         except UnknownMethod:
             self._say_once(address, "cannot join the cluster", "it is of an earlier release, without a catalog")
@@ -131,9 +134,9 @@ class CatalogFollower:
         except NeedleError as error:
             log.debug("node %s does not get the topology from %s: %s", node.node_id, address, error)
             return False
-        if answer.topology is not None:
+        if newer is not None:
             try:
-                await node.adopt(answer.topology)
+                await node.adopt(newer)
             except WrongCluster as error:
                 log.error("node %s does not follow the catalog at %s: %s", node.node_id, address, error)
                 return False

@@ -9,9 +9,11 @@ import msgspec
 
 from needle.base.config import RaftConfig
 from needle.base.errors import DeadlineExceeded, Unavailable
-from needle.base.ids import NodeId
+from needle.base.ids import CATALOG_GROUP, NodeId
+from needle.catalog.machine import CatalogMachine
 from needle.client.group import GroupClient
 from needle.client.known_topology import Turn
+from needle.multiraft.host import Host
 from needle.routing.topology import Topology
 from needle.server.address_book import AddressBook
 
@@ -23,6 +25,8 @@ class RoutingNode(Protocol):
     config: RaftConfig
     book: AddressBook
     topology: Topology
+    host: Host
+    catalog: CatalogMachine | None
 
     async def wait_topology(self, version: int, timeout: float) -> bool: ...
     async def confirmed(self, timeout: float) -> Topology: ...
@@ -48,8 +52,13 @@ class NodeTopology:
         return self._reached
 
     def in_turn(self) -> list[str]:
-        """See KnownTopology."""
-        return self._turn.of(self.topology())
+        """See KnownTopology. Who leads the catalog is first, if that is known here, or else those that hold it: another
+        one would only hand a command on, and writes wait for some (docs/adr/0117)."""
+        now, node = self.topology(), self._node
+        found, at = self._turn.of(now), now.addresses()
+        leader = node.host.leader(CATALOG_GROUP) if node.catalog is not None else None
+        first = {at.get(one) for one in ([leader] if leader is not None else now.catalog)}
+        return sorted(found, key=lambda address: address not in first)
 
     async def refresh(self, version: int, timeout: float) -> Topology:
         """See KnownTopology."""

@@ -17,7 +17,6 @@ from needle.base.parts import Payload
 from needle.protocol import calls
 from needle.protocol.bulk_calls import BULK_BYTES, PUT_BYTES_MAX, BulkBytesAnswer, BulkBytesCall
 from needle.server.chores.context import ChoreContext, others_of
-from needle.server.lasting import next_beat
 from needle.shard.bulk.staged import Awaited
 
 log = logging.getLogger("needle.server")
@@ -53,13 +52,17 @@ class BulkFiles:
     async def run(self) -> None:
         """Until cancelled."""
         while not self._at.host.stopped:
-            await next_beat(self._at.clock.monotonic(), LOOK_SECONDS)
+            await self._at.beats.next(LOOK_SECONDS, self._rests)
             if (awaited := self._at.replica.staged.awaited) is not None:
                 await self._get(awaited)
             now = self._at.clock.monotonic()
             if now - self._tidied >= TIDY_SECONDS:
                 self._tidied = now
                 await self._tidy(now)
+
+    def _rests(self) -> bool:
+        is_tidy = self._at.clock.monotonic() - self._tidied < TIDY_SECONDS
+        return is_tidy and self._at.replica.staged.awaited is None
 
     async def _get(self, awaited: Awaited) -> None:
         if self._is_over(awaited.collection_id):  # a snapshot came instead

@@ -21,12 +21,11 @@ from needle.base.errors import NeedleError
 from needle.base.events import REPLICAS_DIFFER, REPLICAS_EQUAL, tell
 from needle.base.ids import GroupId, NodeId
 from needle.base.parts import Payload
-from needle.base.runtime import Clock
 from needle.client.divergence import differing, strays
 from needle.multiraft.host import Host
 from needle.protocol import calls, commands
+from needle.server.beats import Beats
 from needle.server.chores.context import ChoreContext
-from needle.server.lasting import next_beat
 
 log = logging.getLogger("needle.server")
 
@@ -51,7 +50,7 @@ class Compared(Protocol):
     @property
     def host(self) -> Host: ...
     @property
-    def clock(self) -> Clock: ...
+    def beats(self) -> Beats: ...
     @property
     def leads(self) -> bool: ...
     @property
@@ -81,7 +80,7 @@ class ShardCompared:
 
     def __init__(self, at: ChoreContext) -> None:
         self._at = at
-        self.group, self.name, self.host, self.clock, self.attempt = at.group, at.name, at.host, at.clock, at.attempt
+        self.group, self.name, self.host, self.beats, self.attempt = at.group, at.name, at.host, at.beats, at.attempt
 
     @property
     def leads(self) -> bool:
@@ -123,7 +122,7 @@ class Comparing:
     async def run(self) -> None:
         """Until the node stops."""
         while not self._at.host.stopped:
-            await next_beat(self._at.clock.monotonic(), COMPARE_SECONDS)
+            await self._at.beats.next(COMPARE_SECONDS)
             if not self._at.leads:
                 self._forget()
                 continue

@@ -14,9 +14,10 @@ from typing import Final, TypeVar
 
 from needle.base.errors import NeedleError, Unavailable
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name
-from needle.base.runtime import Clock, Pool
+from needle.base.runtime import Pool
 from needle.catalog.machine import CatalogMachine, form
 from needle.multiraft.host import Host
+from needle.server.beats import Beats
 from needle.server.chores.context import others_of
 
 log = logging.getLogger("needle.server")
@@ -30,9 +31,9 @@ class CatalogCompared:
     group: Final[GroupId] = CATALOG_GROUP
     name: Final[str] = group_name(CATALOG_GROUP)
 
-    def __init__(self, host: Host, clock: Clock, pool: Pool, catalog: Callable[[], CatalogMachine | None]) -> None:
-        """pool: for what blocks. catalog: this node's replica of it, while it has one."""
-        self.host, self.clock = host, clock
+    def __init__(self, host: Host, pool: Pool, catalog: Callable[[], CatalogMachine | None], beats: Beats) -> None:
+        """pool: for what blocks. catalog: this node's replica of it, while it has one. beats: of the node."""
+        self.host, self.beats = host, beats
         self.form: list[str] = []
         self._pool, self._catalog = pool, catalog
 

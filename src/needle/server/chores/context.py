@@ -13,6 +13,7 @@ from needle.base.runtime import Clock, Pool, micros_of
 from needle.multiraft.host import Host
 from needle.protocol import commands
 from needle.routing.topology import Topology
+from needle.server.beats import Beats
 from needle.shard.state_machine import Replica
 
 log = logging.getLogger("needle.server")
@@ -29,7 +30,7 @@ def others_of(status: RaftStatus) -> list[NodeId]:
 
 
 class ChoreContext(NamedTuple):
-    """Of one replica. pool: for what blocks. topology: the newest that the node has."""
+    """Of one replica. pool: for what blocks. topology: the newest that the node has. beats: of the node."""
 
     group: GroupId
     replica: Replica
@@ -37,6 +38,7 @@ class ChoreContext(NamedTuple):
     clock: Clock
     pool: Pool
     topology: Callable[[], Topology]
+    beats: Beats
 
     @property
     def name(self) -> str:

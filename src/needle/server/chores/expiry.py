@@ -20,7 +20,6 @@ from needle.protocol.commands import AS_IT_IS, NEVER
 from needle.routing.stored_collections import StoredCollections
 from needle.routing.topology import Topology
 from needle.server.chores.context import ChoreContext
-from needle.server.lasting import next_beat
 
 LOOK_SECONDS: Final = 1.0
 """A document is deleted about so long after its instant at the latest, if its shard has a leader."""
@@ -84,9 +83,11 @@ def _check(said: int, now: int) -> None:
     if not 0 < said <= MICROS_MAX:
         raise invalid("expires_at", said, f"microseconds since 1970, up to {MICROS_MAX}")
     if said <= now:
-        raise invalid(
+        error = invalid(
             "expires_at", rfc3339(said), f"an instant after {rfc3339(now)}, which it is on the shard's leader"
         )
+        error.details["now"] = now
+        raise error
 
 
 class Expiry:
@@ -105,7 +106,7 @@ class Expiry:
             if more:
                 await asyncio.sleep(MORE_SECONDS)
             else:
-                await next_beat(at.clock.monotonic(), LOOK_SECONDS)
+                await at.beats.next(LOOK_SECONDS, lambda: not at.replica.may_expire(micros_of(at.clock)))
 
     async def _expire(self) -> bool:
         """Have up to ROWS_MAX documents of one collection deleted; whether there may be more."""

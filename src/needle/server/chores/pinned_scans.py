@@ -14,7 +14,6 @@ from needle.base.config import Limits
 from needle.base.runtime import micros_of
 from needle.protocol import commands
 from needle.server.chores.context import ChoreContext
-from needle.server.lasting import next_beat
 from needle.shard.live_collection import ReplicaView
 from needle.shard.pins import Pin
 
@@ -48,7 +47,7 @@ class PinnedScans:
         while not at.host.stopped:
             if at.replica.view.pins.open and at.leads:
                 await at.attempt(self._look(), "consistent scans stay open for now")
-            await next_beat(at.clock.monotonic(), LOOK_SECONDS)
+            await at.beats.next(LOOK_SECONDS, lambda: not at.replica.view.pins.open)
 
     async def _look(self) -> None:
         pins, now = self._at.replica.view.pins.open, micros_of(self._at.clock)

@@ -18,7 +18,6 @@ from needle.base.errors import NeedleError, Unavailable
 from needle.base.model import SearchRequest
 from needle.base.runtime import Rng
 from needle.server.chores.context import ChoreContext
-from needle.server.lasting import next_beat
 from needle.shard.recall import BYTES_MAX, Measured, recall_of
 
 log = logging.getLogger("needle.server")
@@ -121,7 +120,7 @@ class Recall:
     async def run(self) -> None:
         """Until the node stops."""
         while self._share and not self._at.host.stopped:
-            await next_beat(self._at.clock.monotonic(), LOOK_SECONDS)
+            await self._at.beats.next(LOOK_SECONDS)
             now = self._at.clock.monotonic()
             if self._waits is None or now < self._rests_until or self._put_off():
                 continue

@@ -41,7 +41,7 @@ from needle.server.audit import REFUSALS
 from needle.server.history import History
 from needle.server.http import idempotency, session
 from needle.server.http.browsers import check_host
-from needle.server.http.call import BESIDE_BYTES, Call, subject_of
+from needle.server.http.call import BESIDE_BYTES, Call, subject_of, takes_long
 from needle.server.http.door_node import DoorNode
 from needle.server.http.endings import Ending
 from needle.server.http.feeds import Feeds
@@ -55,6 +55,7 @@ from needle.server.http.message import (
     body_of,
     check_body,
     encoded,
+    given_back,
     headers_of,
     is_taken,
     is_there,
@@ -146,7 +147,7 @@ class Door:
             if started:
                 raise  # the connection ends in the middle of the answer: that is how its reader learns of it
             await self._write_problem(sending, error, headers, request_id or self._request_id(headers))
-            release(error)
+            await beside(self.node.blocking if scope.get("needle.large") else None, release, error)
         except TimeoutError:
             log.info("request %s: its caller does not read the answer", request_id)
             if (abort := scope.get("needle.abort")) is not None:
@@ -244,8 +245,7 @@ class Door:
         if isinstance(error, HttpError) and error.allow:
             extra.append((b"allow", error.allow.encode()))
         plain = headers._replace(wants_packed=False, wants_gzip=False)
-        blocking = self.node.blocking
-        told, body = await encoded(problem, plain, extra, size=0, blocking=blocking, kind=CONTENT_TYPE)
+        told, body = await encoded(problem, plain, extra, size=0, blocking=self.node.blocking, kind=CONTENT_TYPE)
         await write(send, problem.status, told, body)
 
 
@@ -253,8 +253,7 @@ class _Endpoint:
     """One route, as ASGI."""
 
     def __init__(self, door: Door, route: Route) -> None:
-        self._door = door
-        self._route = route
+        self._door, self._route = door, route
         self._rank = rank_of(Role(route.role))
         self._what = f"{route.method} {route.path}"
         self._json, self._large = msgspec.json.Decoder(route.body), large_decoder(route.body)
@@ -273,16 +272,14 @@ class _Endpoint:
             if watched is not None:
                 asks = subject_of(call, filtered=node.service.watch.tells_slow)
                 watched.asks(asks, caller.name, "body", node.now() - start)
-            stopwatch = Stopwatch(node.now)
+            extra, stopwatch = [(b"x-request-id", scope["needle.request_id"].encode())], Stopwatch(node.now)
             with asked_by(call.asked):
                 answer: Any = await self._route.handler(call)
             stopwatch.stop("handle")
             done, stopwatch = True, Stopwatch(node.now)
-            extra = [(b"x-request-id", scope["needle.request_id"].encode())]
             if headers.session is not None:
-                extra.append(
-                    (b"needle-session", session.encode(call.router.seen, node.shards.topology().founding).encode())
-                )
+                seen = session.encode(call.router.seen, node.shards.topology().founding)
+                extra.append((b"needle-session", seen.encode()))
             if in_parts(answer):
                 form, took = (EVENTS, node.now() - start) if self._route.events else (LINES, None)
                 failure = await stream(send, answer, extra, share, scope["needle.request_id"], caller, form)
@@ -291,7 +288,9 @@ class _Endpoint:
                 told, body = await encoded(answer, headers, extra, size=size, blocking=node.blocking)
                 if meter is not None:
                     meter.pay(documents_of(call.path, call.body, answer), len(body))
+                held = [answer, call]
                 del answer, call  # a reader may take its time: what is held for it meanwhile is the answer's bytes
+                await given_back(held, size, node.blocking)
                 share.settle(len(body))
                 await write(send, 200, told, body)
             stopwatch.stop("answer")
@@ -357,7 +356,7 @@ class _Endpoint:
             if caller.meter is not None:
                 caller.meter.pay(0, len(data))
             body = await self._from_body(data, headers, share)
-            large = len(data) >= BESIDE_BYTES
+            scope["needle.large"] = large = len(data) >= BESIDE_BYTES or takes_long(body)
         asked = None
         if key is not None:
             check_known(node.shards.topology())

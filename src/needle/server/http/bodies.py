@@ -20,8 +20,9 @@ Vector = list[float] | bytes
 Vectors = list[list[float]] | bytes
 NamedVector = Annotated[dict[str, list[float]], Meta(max_length=16)]
 NamedVectors = Annotated[dict[str, list[list[float] | None]], Meta(max_length=16)]
-VectorType = Literal["float32", "float16"]
-VectorFormat = Literal["numbers", "float32"]
+VectorType = Literal["float32", "float16", "uint8"]
+"""uint8: whole numbers from 0 to 255, as the bytes of vectors of bits."""
+VectorFormat = Literal["numbers", "float32", "uint8"]
 INT_MAX = 2**63 - 1
 """The largest whole number that the calls of nodes can say."""
 Whole = Annotated[int, Meta(ge=0, le=INT_MAX)]
@@ -222,7 +223,11 @@ class Documents(msgspec.Struct, frozen=True, kw_only=True):
 class SearchOptions(ReadBody, frozen=True, kw_only=True):
     """k: how many. exact: score every vector instead of using the index. offset: of the nearest, how many are left out.
     max_distance, min_score: leave out hits that are farther, or score less. explain: also tell how each shard found
-    them. vector_name: the named vector of the documents that is searched; those without it are no hits."""
+    them. vector_name: the named vector of the documents that is searched; those without it are no hits. group_by: the
+    path of a field: of each of the k values with the nearest documents the `group_size` nearest; k and offset count
+    groups then, and with group_size multiplied they are at most 10,000. diversify: from 0, as without it, to 1: hits
+    that are unlike each other, chosen of the `pool` nearest (at least k and offset together, at most 1000). order_by:
+    the hits that there are, in the order of a field."""
 
     k: Annotated[int, Meta(ge=1, le=INT_MAX, description=_WITH_OFFSET)] = 10
     filter: Filter = None
@@ -237,25 +242,6 @@ class SearchOptions(ReadBody, frozen=True, kw_only=True):
     min_score: float | None = None
     explain: bool = False
     vector_name: str | None = None
-
-
-class Search(SearchOptions, frozen=True, kw_only=True):
-    """text: instead of a vector, as in PutDocument. keywords: instead of a vector, words that the documents have, of a
-    collection that names a `text` to search; the score is that of BM25 then. sparse: instead of a
-    vector, a sparse one by its name; the score is the inner product then. like: the id of a document. partial: after
-    `timeout` seconds answer without the shards that cannot; `missing` names them. group_by: the path of a field: of
-    each of the k values with the nearest documents the `group_size` nearest; k and offset count groups then, and with
-    group_size multiplied they are at most 10,000. diversify: from 0, as without it, to 1: hits that are unlike each
-    other, chosen of the `pool` nearest (at least k and offset together, at most 1000). order_by: the hits that there
-    are, in the order of a field."""
-
-    vector: Vector | None = None
-    vector_type: VectorType = "float32"
-    text: str | None = None
-    keywords: str | None = None
-    sparse: Sparse | None = None
-    like: str | None = None
-    partial: bool = False
     group_by: str | None = None
     group_size: Positive = 1
     diversify: float | None = None
@@ -264,8 +250,24 @@ class Search(SearchOptions, frozen=True, kw_only=True):
     descending: bool = False
 
 
+class Search(SearchOptions, frozen=True, kw_only=True):
+    """text: instead of a vector, as in PutDocument. keywords: instead of a vector, words that the documents have, of a
+    collection that names a `text` to search; the score is that of BM25 then. sparse: instead of a
+    vector, a sparse one by its name; the score is the inner product then. like: the id of a document. partial: after
+    `timeout` seconds answer without the shards that cannot; `missing` names them."""
+
+    vector: Vector | None = None
+    vector_type: VectorType = "float32"
+    text: str | None = None
+    keywords: str | None = None
+    sparse: Sparse | None = None
+    like: str | None = None
+    partial: bool = False
+
+
 class SearchMany(SearchOptions, frozen=True, kw_only=True):
-    """Up to 1000 searches at once. texts: instead of vectors, as in PutDocument; of 256 KiB together."""
+    """Up to 1000 searches at once, all with the same options. texts: instead of vectors, as in PutDocument; of 256 KiB
+    together."""
 
     vectors: Annotated[list[Vector], Meta(max_length=1000)] | None = None
     texts: Texts | None = None

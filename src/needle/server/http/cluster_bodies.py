@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from needle.routing.jobs import Progress, RebalanceConfig
-from needle.routing.plans import REPLICAS_MAX, Balance, Replacement, ReplicaMove, ShardSplit, Wish
+from needle.routing.plans import REPLICAS_MAX, WISHED_MAX, Balance, Replacement, ReplicaMove, ShardSplit, Wish
 from needle.server.http.bodies import Body, Positive, Whole
 
 
@@ -226,6 +226,8 @@ class PlanRebalance(Body, frozen=True, kw_only=True):
     config: AskedPace | None = None
 
     def __post_init__(self) -> None:
+        if self.wish is not None and self.wish.count > WISHED_MAX:
+            raise ValueError(f"a wish names at most {WISHED_MAX} shards and nodes, not {self.wish.count}")
         try:
             msgspec.msgpack.encode(self.wish)  # as it goes to the catalog
         except OverflowError:
@@ -280,7 +282,9 @@ class PlannedMove(msgspec.Struct, frozen=True, kw_only=True):
 
 class PlanView(msgspec.Struct, frozen=True, kw_only=True):
     """moves: in order, in words; details: the same moves in numbers. unmet: what of the wish is left, and why. waiting:
-    what waits for a shard to have a leader. documents, bytes: that all of it copies. least_bytes: that any plan must
+    what waits for a shard to have a leader. beyond_help: shards that nobody can rebuild, because most of their replicas
+    are on lost nodes; such a wish is refused. besides: what stays otherwise than the catalog says, and is not what is
+    wished. documents, bytes: that all of it copies. least_bytes: that any plan must
     move; ratio: bytes over that. seconds: about how long it takes at the pace of `config`, if nothing else copies."""
 
     moves: list[str]
@@ -291,6 +295,8 @@ class PlanView(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     unmet: list[str]
     waiting: list[str]
+    beyond_help: list[str]
+    besides: list[str]
     before: Balance
     after: Balance
     least_bytes: int

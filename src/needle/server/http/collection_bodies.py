@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from needle.base.collection_sizes import CollectionSize, FieldIndex
 from needle.base.dtypes import DType
-from needle.base.model import IndexParams, Metric, VectorSpec
+from needle.base.model import IndexParams, Metric, VectorSpec, metrics_of
 from needle.base.text import TextField
 from needle.client.values import check_index
 from needle.server.http.bodies import Body, Positive
@@ -33,37 +33,35 @@ class AskedVector(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """A named vector that documents may have. metric, index, dtype: as of a collection."""
 
     dimensions: Positive
-    metric: Metric = Metric.COSINE
+    metric: Metric | None = None
     index: AskedIndex | str | None = None
     dtype: DType = DType.FLOAT32
 
     def spec(self) -> VectorSpec:
         """As a client says it. Raises InvalidArgument."""
-        return VectorSpec(
-            dimensions=self.dimensions, metric=self.metric, index=check_index(self.index), dtype=self.dtype
-        )
+        metric = self.metric or metrics_of(self.dtype)[0]
+        return VectorSpec(dimensions=self.dimensions, metric=metric, index=check_index(self.index), dtype=self.dtype)
 
 
 class AddVector(Body, frozen=True, kw_only=True):
     """As AskedVector. if_absent: no error if there is an equal one already."""
 
     dimensions: Positive
-    metric: Metric = Metric.COSINE
+    metric: Metric | None = None
     index: AskedIndex | str | None = None
     dtype: DType = DType.FLOAT32
     if_absent: bool = False
 
 
 class CreateCollection(Body, frozen=True, kw_only=True):
-    """dimensions: to be named without `like`. metric: cosine, if none is named. index: its parameters, or a word: a
-    kind such as "hnsw_sq8", a preset such as "high_recall", or kind:preset. ttl: seconds that a document lives after
-    its last write. model: the name of the model whose vectors of texts it holds, such as "wordllama", of 256
-    dimensions, which need not be named then. text: by which documents are found with `keywords`: a field of metadata,
-    or this with its language. dtype: as which numbers vectors are kept; float32, if none is named. like: a collection,
-    or an alias of one, whose settings it gets where no other is named, with its declared indexes of fields; ttl 0,
-    model "" and text "" are none then. vectors: named ones that documents may have. sparse: fields of metadata
-    that are sparse vectors. if_absent: no error if there is an
-    equal one already."""
+    """dimensions: to be named without `like`. metric: cosine if none is named, hamming for bits. index: its parameters,
+    or a word: a kind such as "hnsw_sq8", a preset such as "high_recall", or kind:preset. ttl: seconds that a document
+    lives after its last write. model: the name of the model whose vectors of texts it holds, such as "wordllama", of
+    256 dimensions, which need not be named then. text: by which documents are found with `keywords`: a field of
+    metadata, or this with its language. dtype: as which numbers vectors are kept; float32, if none is named. like: a
+    collection, or an alias of one, whose settings it gets where no other is named, with its declared indexes of fields;
+    ttl 0, model "" and text "" are none then. vectors: named ones that documents may have. sparse: fields of metadata
+    that are sparse vectors. if_absent: no error if there is an equal one already."""
 
     name: str
     dimensions: Positive | None = None

@@ -6,7 +6,7 @@ import msgspec
 
 from needle.base.dtypes import DType
 from needle.base.errors import CollectionNotFound
-from needle.base.model import CollectionSpec, Metric
+from needle.base.model import CollectionSpec, metrics_of
 from needle.base.text_checks import text_field
 from needle.client.embedding import dimensions_of
 from needle.client.naming import CollectionDescription
@@ -20,7 +20,8 @@ async def create_collection(call: Call) -> collection_bodies.Collection:
     other = None if body.like is None else await _like(call, body.like)
     ttl = body.ttl if other is None or body.ttl is not None else other.ttl
     index = check_index(body.index) if other is None or body.index is not None else other.index
-    metric = body.metric or (Metric.COSINE if other is None else other.metric)
+    usual = metrics_of(DType.FLOAT32)[0] if other is None else other.metric
+    metric = body.metric or (metrics_of(DType.BIT)[0] if body.dtype is DType.BIT else usual)
     model = body.model if other is None or body.model is not None else other.model
     dtype = body.dtype or (DType.FLOAT32 if other is None else other.dtype)
     dimensions = body.dimensions or (dimensions_of(model or "") if other is None else other.dimensions)

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from itertools import repeat
 from typing import Final
 
 import msgspec
 
 from needle.base.errors import DocumentNotFound, InvalidArgument, NeedleError, invalid
 from needle.base.filters.builder import field_path
-from needle.base.model import HitBatch, ReadMode, SearchRequest, score_of
+from needle.base.model import ReadMode
 from needle.base.runtime import beside
 from needle.client import answers, named_values, values
 from needle.client.columns import Columns, as_columns
 from needle.client.cursor import Place
 from needle.client.document_calls import Facet
-from needle.client.narrowed import Narrow, search_request
 from needle.client.scanning import Reading, end_scan, read_batch
-from needle.client.searches import no_text
 from needle.client.where import TOLD_BYTES_MAX
-from needle.protocol.calls import DocumentBatch, batch_bytes
+from needle.protocol.calls import DocumentBatch
 from needle.protocol.commands import Change, ChangeWhere
 from needle.server.http import bodies
-from needle.server.http.call import BESIDE_BYTES, Call, one_of, rows_of, vector_of, vectors_of
-from needle.server.http.sparse import sparse_of
+from needle.server.http.call import BESIDE_BYTES, MANY_ROWS, Call, hold, one_of, rows_of, vector_of, vectors_of
 from needle.server.http.texts import of_text, of_texts
 from needle.server.service.served import LARGE_ROWS
 
@@ -44,11 +40,12 @@ async def put_document(call: Call) -> bodies.Written:
     if body.vector is None and body.text is None:
         raise InvalidArgument("give a vector, or a text of which it is made", field="vector")
     vector, seconds = await of_text(call, body.vector, body.text)
-    data, metadata, matches = await call.beside(
+    data, metadata, matches, named = await call.beside(
         lambda: (
             vector_of(vector, body.vector_type).tobytes(),
             values.metadata_bytes(body.metadata),
             values.filter_bytes(body.if_matches, "if_matches"),
+            named_values.of_one(body.vectors),
         )
     )
     result = await call.router.insert(
@@ -60,7 +57,7 @@ async def put_document(call: Call) -> bodies.Written:
         seconds,
         matches,
         values.expiry(body.expires_at),
-        named_values.of_one(body.vectors),
+        named,
     )
     return bodies.Written.of(result)
 
@@ -74,7 +71,7 @@ async def insert_documents(call: Call) -> bodies.InsertedDocuments:
         rows = vectors if body.vectors is None else vectors_of(vectors, len(ids), body.vector_type)
         return as_columns(None, ids, rows, metadatas, body.expires_at, body.named_vectors)
 
-    batch = await call.blocking(columns) if len(ids) > 100 else await call.beside(columns)
+    batch = await call.blocking(columns) if len(ids) > MANY_ROWS else await call.beside(columns)
     parts = await call.router.insert_batch(
         call.collection, batch.ids, batch.rows(), batch.metadata, seconds, batch.expires, named=batch.named
     )
@@ -186,17 +183,8 @@ async def _get(call: Call, names: list[str]) -> list[bodies.Document]:
     return await _beside(call, batch, body.vector_format)
 
 
-def _hold(call: Call, batch: DocumentBatch | HitBatch, form: bodies.VectorFormat) -> int:
-    """Count what becomes of a batch until it is sent; its bytes. A number of 4 bytes is an object of 32 and then text.
-    Raises HttpError."""
-    size, vectors = batch_bytes(batch), len(batch.vectors)
-    vectors += sum(len(one.vectors) for one in batch.named) if isinstance(batch, DocumentBatch) else 0
-    call.share.take(3 * size + (14 * vectors if form == "numbers" else 0))
-    return size
-
-
 async def _beside(call: Call, batch: DocumentBatch, form: bodies.VectorFormat) -> list[bodies.Document]:
-    if _hold(call, batch, form) < BESIDE_BYTES:
+    if await hold(call, [batch], form) < BESIDE_BYTES:
         return _documents(call, batch, form)
     made: list[bodies.Document] = await call.blocking(_documents, call, batch, form)
     return made
@@ -219,101 +207,6 @@ def _documents(call: Call, batch: DocumentBatch, form: bodies.VectorFormat) -> l
         )
         for n, name in enumerate(batch.ids)
     ]
-
-
-async def search(call: Call) -> bodies.Hits:
-    body: bodies.Search = call.body
-    by_scores = body.keywords is not None or body.sparse is not None
-    if body.vector is None and body.like is None and body.text is None and not by_scores:
-        raise InvalidArgument(
-            "give a vector, a text, keywords, a sparse vector, or in `like` the id of a document", field="vector"
-        )
-    narrow = Narrow(
-        body.fields, body.max_distance, body.min_score, body.offset, body.like, body.explain, body.group_by,
-        body.group_size, body.diversify, body.pool, body.order_by, body.descending, body.keywords, body.vector_name,
-        sparse_of(body.sparse),
-    )  # fmt: skip
-    no_text(body.text, body.vector_name)
-    vector, seconds = await of_text(call, body.vector, body.text, body.mode)
-    request = await call.beside(
-        lambda: search_request(
-            None if vector is None else vector_of(vector, body.vector_type),
-            body.k, body.filter, call.collection, body.with_metadata, body.with_vectors, body.exact, body.ef_search,
-            narrow=narrow,
-        )
-    )  # fmt: skip
-    reading = call.reading()
-    found = await call.router.search(
-        request,
-        reading.mode,
-        seconds,
-        max_staleness=reading.max_staleness,
-        session=reading.session,
-        partial=body.partial,
-    )
-    missing = {shard: error.message for shard, error in found.missing.items()}
-    hits = await hits_beside(call, found.batch, body.vector_format)
-    return bodies.Hits(
-        hits=hits,
-        applied_index=found.applied,
-        epoch=found.epoch,
-        missing=missing,
-        explained=found.batch.explained,
-    )
-
-
-async def search_many(call: Call) -> bodies.ManyHits:
-    body: bodies.SearchMany = call.body
-    narrow = Narrow(
-        body.fields, body.max_distance, body.min_score, body.offset, None, body.explain, vector_name=body.vector_name
-    )
-    no_text(body.texts, body.vector_name)
-    vectors, seconds = await of_texts(call, body.vectors, body.texts, body.mode)
-
-    def asked() -> tuple[SearchRequest, int]:
-        queries = [vector_of(one, body.vector_type, f"vectors[{n}]") for n, one in enumerate(vectors)]
-        rows = values.as_array(queries, "vectors", 2)
-        request = search_request(
-            rows[0], body.k, body.filter, call.collection, body.with_metadata, body.with_vectors, body.exact,
-            body.ef_search, narrow=narrow,
-        )  # fmt: skip
-        return msgspec.structs.replace(request, vector=rows.tobytes()), len(rows)
-
-    request, count = await call.beside(asked)
-    reading = call.reading()
-    batches = await call.router.search_many(
-        request,
-        count,
-        reading.mode,
-        seconds,
-        max_staleness=reading.max_staleness,
-        session=reading.session,
-    )
-    results = [await hits_beside(call, batch, body.vector_format) for batch in batches]
-    return bodies.ManyHits(results=results, explained=[batch.explained for batch in batches] if body.explain else [])
-
-
-async def hits_beside(call: Call, batch: HitBatch, form: bodies.VectorFormat) -> list[bodies.Hit]:
-    """Of an answer; in a thread if it is large. Raises HttpError where the node's memory of requests does not hold
-    them."""
-    if _hold(call, batch, form) < BESIDE_BYTES:
-        return _hits(call, batch, form)
-    made: list[bodies.Hit] = await call.blocking(_hits, call, batch, form)
-    return made
-
-
-def _hits(call: Call, batch: HitBatch, form: bodies.VectorFormat) -> list[bodies.Hit]:
-    rows = rows_of(batch.vectors, len(batch.ids), form)
-    metadata = map(call.metadata, batch.metadata) if batch.metadata else repeat(None)
-    groups = batch.groups or repeat(None)
-    columns = zip(batch.ids, batch.distances, batch.versions, metadata, rows, groups, strict=False)
-    return [
-        bodies.Hit(
-            id=name, distance=distance, score=score_of(distance, batch.metric), version=version, metadata=told,
-            vector=vector, group=group,
-        )
-        for name, distance, version, told, vector, group in columns
-    ]  # fmt: skip
 
 
 async def count(call: Call) -> bodies.Counted:

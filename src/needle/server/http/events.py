@@ -16,6 +16,7 @@ import msgspec
 
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import InvalidArgument, TooManyRequests, invalid
+from needle.base.filters.builder import Filter as Condition
 from needle.client.feed import Change, Changes
 from needle.server.http.bodies import Body, Filter, Names, Vector, VectorType
 from needle.server.http.call import Call, vector_of
@@ -115,10 +116,15 @@ async def watch(call: Call) -> Told:
     vector, seconds = await of_text(call, body.vector, body.text)
     if vector is None:
         raise InvalidArgument("give a vector, or a text of which it is made", field="vector")
+    near, wanted = await call.beside(
+        lambda: (
+            vector_of(vector, body.vector_type),
+            None if body.filter is None else Condition.parse(body.filter),
+        )
+    )
     feed = call.client.watch(
-        call.collection, vector_of(vector, body.vector_type), max_distance=body.max_distance, min_score=body.min_score,
-        vector_name=body.vector_name, since=call.last_event or body.since, filter=body.filter,
-        with_vectors=body.with_vectors, timeout=seconds,
+        call.collection, near, max_distance=body.max_distance, min_score=body.min_score, vector_name=body.vector_name,
+        since=call.last_event or body.since, filter=wanted, with_vectors=body.with_vectors, timeout=seconds,
     )  # fmt: skip
     return await _begun(call, feed)
 

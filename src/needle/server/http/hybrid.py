@@ -8,15 +8,17 @@ from typing import Any
 import msgspec
 
 from needle.base.model import SearchRequest
+from needle.base.runtime import beside
 from needle.client.document_calls import Found
-from needle.client.hybrid import RRF, candidates, check_fusion, fused, together
+from needle.client.hybrid import RRF, candidates, check_fusion, fused
 from needle.client.narrowed import Lists, Narrow, hybrid_requests
 from needle.client.searches import no_text
+from needle.client.together import together
 from needle.protocol.calls import batch_bytes
 from needle.server.http import bodies
-from needle.server.http.call import Call, vector_of
-from needle.server.http.documents import hits_beside
+from needle.server.http.call import BESIDE_BYTES, Call, vector_of
 from needle.server.http.hybrid_bodies import HybridSearch
+from needle.server.http.searches import hits_beside
 from needle.server.http.sparse import sparse_of
 from needle.server.http.texts import of_text
 
@@ -45,9 +47,10 @@ async def hybrid_search(call: Call) -> bodies.Hits:
 
     answers = await together(*map(find, requests))
     lists = [answer.batch for answer in answers]
-    call.share.take(sum(map(batch_bytes, lists)))
-    found = fused(lists, fusion, k, offset, body.like or "", pool)
-    hits = await hits_beside(call, found.batch, body.vector_format)
+    call.share.take(size := sum(map(batch_bytes, lists)))
+    threads = call.blocking if size >= BESIDE_BYTES else None
+    found = await beside(threads, fused, lists, fusion, k, offset, body.like or "", pool)
+    [hits] = await hits_beside(call, [found.batch], body.vector_format)
     applied: dict[int, int] = {}
     for answer in answers:
         applied = {shard: min(index, applied.get(shard, index)) for shard, index in answer.applied.items()}

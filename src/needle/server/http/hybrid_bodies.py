@@ -13,8 +13,8 @@ from needle.server.http.sparse import Sparse
 
 class Fusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Reciprocal rank fusion. k: the larger, the less the first ranks count beside the others. weights: of the hits of
-    the vector, of those of the keywords, and of those of the sparse vector, as far as they are asked for; [] for all
-    alike."""
+    the vector, of those of the keywords, and of those of the sparse vector, as far as they are asked for: 0,
+    or from 1e-9 to 1e9; [] for all alike."""
 
     k: float = 60.0
     weights: Annotated[list[float], Meta(max_length=3)] = []

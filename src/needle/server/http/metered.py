@@ -18,7 +18,7 @@ def documents_of(path: Mapping[str, str], body: Any, answer: Any) -> int:
     if isinstance(answer, bodies.InsertedDocuments):
         return answer.written
     if isinstance(answer, bodies.ManyHits):
-        return int(body.k + body.offset) * len(body.vectors or body.texts or ())
+        return _searched(body) * len(body.vectors or body.texts or ())
     if isinstance(answer, bodies.Hits):
         return _fused(body) if isinstance(body, HybridSearch) else _searched(body)
     if isinstance(answer, bodies.Page):
@@ -28,7 +28,7 @@ def documents_of(path: Mapping[str, str], body: Any, answer: Any) -> int:
     return 1 if isinstance(answer, bodies.Document) else 0
 
 
-def _searched(body: bodies.Search) -> int:
+def _searched(body: bodies.SearchOptions) -> int:
     most = body.k + body.offset
     if body.diversify is not None:
         return max(most, body.pool or pool_for(most))

@@ -32,6 +32,7 @@ _STATUS: Final = {
     "idempotency_key_reused": 422,
     "outcome_forgotten": 409,
     "scan_ended": 410,
+    "rebalance_ended": 409,
     "frame_too_large": 413,
     "overloaded": 429,
     "too_many_requests": 429,

@@ -23,6 +23,7 @@ from needle.server.http import (
     hybrid,
     hybrid_bodies,
     keys,
+    searches,
     status,
     vectors,
 )
@@ -79,7 +80,7 @@ _VECTOR: Final = [0.1, 0.2, 0.3, 0.4]
 ROUTES: Final = (
     # --- documents: the ones that are called most come first, for paths are compared in this order -------------------
     Route(
-        "POST", f"{_IN}/search", documents.search, "The nearest documents", bodies.Search, bodies.Hits, "reader",
+        "POST", f"{_IN}/search", searches.search, "The nearest documents", bodies.Search, bodies.Hits, "reader",
         {"vector": _VECTOR, "k": 3, "filter": {"genre": "scifi"}},
     ),
     Route(
@@ -108,7 +109,7 @@ ROUTES: Final = (
         bodies.GetDocuments, bodies.Documents, "reader", {"ids": ["a", "b"], "with_vectors": False},
     ),
     Route(
-        "POST", f"{_IN}/search_many", documents.search_many, "The nearest documents of many vectors",
+        "POST", f"{_IN}/search_many", searches.search_many, "The nearest documents of many vectors",
         bodies.SearchMany, bodies.ManyHits, "reader", {"vectors": [_VECTOR, _VECTOR], "k": 3},
     ),
     Route(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from needle.base import plain
 from needle.base.errors import ConfigError, InvalidArgument, invalid
 from needle.base.model import ReadMode
 from needle.client.embedding import WORDLLAMA, check_texts, padded_bytes
@@ -22,7 +23,7 @@ async def of_text(call: Call, vector: Any, text: str | None, mode: ReadMode = Re
         return vector, call.body.timeout
     if vector is not None:
         raise InvalidArgument("give either a vector or a text, not both", field="text")
-    rows, left = await _embedded(call, [text], "text", mode)
+    rows, left = await _embedded(call, [plain.text(text, "text", "a text that is not empty")], "text", mode)
     return rows[0], left
 
 

@@ -29,6 +29,8 @@ FEATURES = frozenset({
 """Of processors, those that decide how vectors are compared."""
 OWN_CGROUPS = "/proc/self/cgroup"
 CGROUPS = "/sys/fs/cgroup"
+TOLD_BYTES = 16384
+"""More than /proc tells of a process in one file that is read here."""
 V2 = ("memory.max", "memory.current")
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
 """Of a cgroup: what it may have, and has."""
@@ -113,8 +115,8 @@ def own_bytes() -> int:
     """Anonymous memory of this process, in RAM or swapped out: who swaps is short of memory, not rid of it. Without
     files that are mapped, whose pages the system can take back."""
     with suppress(ValueError, IndexError):
-        resident, shared = map(int, _read("/proc/self/statm").split()[1:3])
-        _, _, swapped = _read("/proc/self/status").partition("\nVmSwap:")
+        resident, shared = map(int, _told("/proc/self/statm").split()[1:3])
+        _, _, swapped = _told("/proc/self/status").partition(b"\nVmSwap:")
         return max(0, resident - shared) * os.sysconf("SC_PAGE_SIZE") + _kib(swapped)
     return 0
 
@@ -141,7 +143,7 @@ def features() -> str:
     return ""
 
 
-def _kib(text: str) -> int:
+def _kib(text: str | bytes) -> int:
     with suppress(ValueError, IndexError):
         return int(text.split()[0]) * 1024
     return 0
@@ -158,6 +160,17 @@ def _count(path: str) -> int:
     with suppress(OSError):
         return len(os.listdir(path))
     return 0
+
+
+def _told(path: str) -> bytes:
+    """What is read several times a second, by a third of the work."""
+    with suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            return os.read(handle, TOLD_BYTES)
+        finally:
+            os.close(handle)
+    return b""
 
 
 def _read(path: str) -> str:

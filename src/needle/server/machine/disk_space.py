@@ -234,7 +234,7 @@ class DiskSpace(Refusing):
 
     def refusal(self) -> DiskFull:
         """See Refusing."""
-        lacks = f"{self.free} bytes left, and data is refused below {self._limit}"
+        lacks = f"{self.free} bytes left, and data is refused until it has {self._limit + self._limit // 4}"
         return DiskFull(
             f"the disk of node {self._node} has {self._files_wanted or lacks}: "
             f"delete documents, drop collections or give it more room; reads, deletes and drops go on",

@@ -77,7 +77,8 @@ class MemorySpace(Refusing):
     def refusal(self) -> OutOfMemory:
         """See Refusing."""
         return OutOfMemory(
-            f"node {self._node} takes {self.own} bytes of memory, and data is refused above {self.limit}: delete "
+            f"node {self._node} takes {self.own} bytes of memory, and data is refused until it takes "
+            f"{self.limit - self.limit // STEPS}, for its limit is {self.limit}: delete "
             f"documents, drop collections, or give it more memory (memory_bytes_max); reads, deletes and drops go on",
             own=self.own, limit=self.limit, node=self._node,
         )  # fmt: skip

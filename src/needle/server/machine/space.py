@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from needle.base.config import RaftConfig
-from needle.base.runtime import Blocking
+from needle.base.runtime import Repeating
 from needle.multiraft.log.wal_store import segment_bytes
 from needle.protocol.catalog_commands import CatalogCommand
 from needle.protocol.commands import Command
 from needle.protocol.move_commands import MoveCommand
 from needle.routing.topology import MoveState
-from needle.server.lasting import next_beat
 from needle.server.machine.disk_space import DiskSpace, Volume
 from needle.server.machine.memory_space import MemorySpace, MemoryUse
 
@@ -38,16 +37,16 @@ class Space:
         self.memory.look()
         self.disk.look()
 
-    async def watch(self, blocking: Blocking, now: Callable[[], float]) -> None:
-        """Look for as long as this runs. now: the node's monotonic clock."""
-        while True:
-            await next_beat(now(), LOOK_SECONDS)
-            await blocking(self.look)
+    async def watch(self, thread: Repeating) -> None:
+        """Look for as long as this runs. thread: for this alone. To hand each look to one of two woke both, and the
+        event loop: a hundred waits and wakes a second."""
+        await thread.repeat(LOOK_SECONDS, self.look)
 
     def check(self, command: Command) -> None:
         """Raises DiskFull or OutOfMemory for a command that needs what is short."""
-        self.disk.check(command)
-        self.memory.check(command)
+        if self.disk.low or self.memory.low:
+            self.disk.check(command)
+            self.memory.check(command)
 
     def check_catalog(self, command: CatalogCommand) -> None:
         """See Refusing."""

@@ -29,10 +29,10 @@ class Durations:
         self._counts = [0] * (len(FAST) + 1)
         self._seconds = 0.0
 
-    def note(self, seconds: float) -> None:
-        """One call took so long."""
-        self._counts[bisect_left(FAST, seconds)] += 1
-        self._seconds += seconds
+    def note(self, seconds: float, count: int = 1) -> None:
+        """One call, or each of so many, took so long."""
+        self._counts[bisect_left(FAST, seconds)] += count
+        self._seconds += seconds * count
 
     @property
     def count(self) -> int:

@@ -22,6 +22,7 @@ from needle.server.metrics.node_state import NodeState
 from needle.server.metrics.replica_state import ReplicaState
 from needle.server.metrics.row import CLUSTER_LABEL, cluster_name
 from needle.server.node import Node
+from needle.server.ports import Observe
 from needle.server.system_node import Http
 
 _SEARCHED, _WRITTEN = f"shard_{calls.SEARCH}", f"shard_{calls.WRITE}"
@@ -69,17 +70,17 @@ class NodeMetrics:
         """Count its connections, too."""
         self._node.http = door
 
-    def _observer(self) -> Callable[[str, float, NeedleError | None], None]:
+    def _observer(self) -> Observe:
         of_methods, failures = self._calls.of_methods, self._failures
 
-        def observe(method: str, seconds: float, error: NeedleError | None) -> None:
+        def observe(method: str, seconds: float, error: NeedleError | None, count: int = 1) -> None:
             if error is not None:
-                failures.labels(method, error.code).inc()
+                failures.labels(method, error.code).inc(count)
                 return
             durations = of_methods.get(method)
             if durations is None:
                 durations = of_methods[method] = Durations()
-            durations.note(seconds)
+            durations.note(seconds, count)
 
         return observe
 

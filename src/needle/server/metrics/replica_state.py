@@ -130,9 +130,8 @@ class ReplicaState:
         replica = hosted.replica
         made["needle_shard_vector_count"].add_metric([shard], replica.count())
         view = replica.view
-        named = sum(map(len, view.vectors.values()))
-        made["needle_collections"].add_metric([shard], len(view.collections) - named)
-        made["needle_named_vectors"].add_metric([shard], named)
+        made["needle_collections"].add_metric([shard], view.collection_count)
+        made["needle_named_vectors"].add_metric([shard], view.vector_count)
         for name, share in replica.held.worn():
             made["needle_ordinals_used_ratio"].add_metric([shard, shown(name)], share)
         for held in replica.held.first(COLLECTIONS_MAX):

@@ -158,9 +158,9 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
         counter("needle_writes_total", "", "", "Writes acknowledged by this node as leader.",
                 "server/service/dispatch.py"),
         histogram("needle_search_fanout_count", "", "", "To how many shards a search was sent, on the node that routed "
-                  "it for its client.", "client/router/fan_out.py", "needle_search_fanout_count"),
+                  "it for its client.", "client/router/stats.py", "needle_search_fanout_count"),
         histogram("needle_search_merge_time_ms", "", "milliseconds", "Time to make one answer of the shards' answers, "
-                  "on that node.", "client/router/fan_out.py", "needle_search_merge_time_ms"),
+                  "on that node.", "client/router/stats.py", "needle_search_merge_time_ms"),
         gauge("needle_connections", "door", "", "Connections that are open, by door.", "rpc/server.py"),
         gauge("needle_connections_max", "door", "", "How many there may be.", "server/machine/descriptors.py"),
         gauge("needle_rpc_held_bytes", "", BYTES, "Held for clients and nodes: unfinished requests, requests under "

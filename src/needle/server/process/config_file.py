@@ -35,7 +35,7 @@ def read_file(path: Path) -> dict[str, Any]:
         values: Any = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"config = {str(path)!r} cannot be read: {error.strerror}", field="config") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter of what is nested too deep
         kind = "JSON" if path.suffix == ".json" else "TOML"
         raise ConfigError(f"config = {str(path)!r} is not {kind}: {error}", field="config") from None
     if not isinstance(values, dict):

@@ -41,11 +41,9 @@ STOP_SECONDS = 60.0  # A stop in order needs a few seconds: HTTP requests have 5
 async def run_node(
     config: RaftConfig, *, failpoint: Failpoint = no_failpoint, stops: Callable[[str], None] = lambda _: None
 ) -> int:
-    """Run a node until a signal or a failure; its exit code. stops: told the node's name when it begins to stop."""
-    loop = asyncio.get_running_loop()
-    told = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.set)
+    """Run a node until a signal or a failure; its exit code. stops: told the node's name, once, when it is asked to
+    stop, which may be while it starts and waits for its disk, or begins to by itself."""
+    told = _signalled(lambda: stops(config.node_id))
     metrics = NodeMetrics()
     node = system_node(config, system_ports(config, failpoint=failpoint))
     http: Http | None = None
@@ -59,16 +57,16 @@ async def run_node(
             metrics.watch_http(http)
     except NeedleError as error:
         _say(f"node {config.node_id} cannot start: {error}")
-        stops(config.node_id)
+        told.stop()
         await node.stop(hand_over=False)
         return EXIT_START
     except Exception as error:  # a bug, or a failure of the system that no adapter knows: still an end in order
         log.exception("the node cannot start")
         _say(f"node {config.node_id} cannot start: {error!r} [internal]")
-        stops(config.node_id)
+        told.stop()
         await node.stop(hand_over=False)
         return EXIT_START
-    waiting = asyncio.ensure_future(told.wait())
+    waiting = asyncio.ensure_future(told.asked.wait())
     ends: list[asyncio.Future[Any]] = [waiting, node.failed]
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     failure = node.failed.result() if node.failed.done() else None
@@ -77,7 +75,7 @@ async def run_node(
     if failure is not None:
         waiting.cancel()
         _say(f"node {config.node_id} stops: {failure}")
-    stops(config.node_id)
+    told.stop()
     if http is not None:
         http.drain()
         if failure is None:  # what is under way needs the node for its answer, and has a bounded time for it
@@ -88,6 +86,28 @@ async def run_node(
         await http.stop()
     tell(NODE_STOPPED, node_name=config.node_id)
     return EXIT_OK if failure is None else EXIT_FAILED
+
+
+class _Stop:
+    """Whether the node is to stop."""
+
+    def __init__(self, begins: Callable[[], None]) -> None:
+        self.asked = asyncio.Event()
+        self._begins = begins
+
+    def stop(self) -> None:
+        """It is from now on. Idempotent."""
+        if not self.asked.is_set():
+            self.asked.set()
+            self._begins()
+
+
+def _signalled(begins: Callable[[], None]) -> _Stop:
+    """Is asked to stop by signals; `begins` is called once, with the first that asks."""
+    told = _Stop(begins)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, told.stop)
+    return told
 
 
 def _end_by_force(node_id: str) -> None:
@@ -119,7 +139,7 @@ def _last_words(text: str, loop: asyncio.AbstractEventLoop) -> None:
     _say("\n".join(_stacks()))
     with contextlib.suppress(OSError, RuntimeError):  # the loop's tasks may change while another thread reads them
         for task in asyncio.all_tasks(loop):
-            task.print_stack(limit=4, file=sys.stderr)
+            sys.stderr.write("".join(f"{line}\n" for line in _awaited(task)))
         sys.stderr.flush()
 
 
@@ -131,6 +151,15 @@ def _stacks() -> Iterator[str]:
         yield f"thread {names.get(ident, ident)}:"
         for frame, line in traceback.walk_stack(top):
             yield f'  File "{frame.f_code.co_filename}", line {line} in {frame.f_code.co_name}'
+
+
+def _awaited(task: asyncio.Task[Any]) -> Iterator[str]:
+    """Lines that say where a task stands, down to what it waits for; `Task.print_stack` knows its outermost call."""
+    yield f"task {task.get_name()}:"
+    one: Any = task.get_coro()
+    while (frame := getattr(one, "cr_frame", None)) is not None:
+        yield f'  File "{frame.f_code.co_filename}", line {frame.f_lineno} in {frame.f_code.co_qualname}'
+        one = one.cr_await
 
 
 def serve(config: RaftConfig, *, failpoint: Failpoint = no_failpoint, secret_file: str = "") -> None:

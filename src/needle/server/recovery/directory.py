@@ -121,7 +121,9 @@ class StoppedNode:
         if not machine.applied_index() and not log.last_index():
             return "it has not received anything yet"
         whys = [log.lost.reason] if log.lost is not None else []
-        whys += [f"its log lost entries: {log.repair.reason}"] if log.repair is not None else []
+        if log.repair is not None:
+            what = "it was not fetched again yet" if log.repair.returned else "its log lost entries"
+            whys.append(f"{what}: {log.repair.reason}")
         whys += _loads_without_files(machine, log)
         state = opened.hard_state
         return Found(

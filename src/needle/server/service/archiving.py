@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from needle.base.errors import Unavailable
 from needle.base.runtime import micros_of
 from needle.multiraft.codec import ChunkRequest, decode_manifest
 from needle.protocol import commands
@@ -56,14 +57,16 @@ class Archiving:
         if not self._host.is_leader(group):
             if call.follower:
                 self._note(call, micros_of(node.ports.clock))  # it may lead next
-                upto = (await node.blocking(hosted.replica.look, _digest))[0]
+                upto = self._host.has_upto(group, (await node.blocking(hosted.replica.look, _digest))[0])
                 entries, term = self._entries(call, upto), self._host.term_of(group, call.after)
                 return LogAnswer(upto, 0, entries, 0, "", term, refused_loads(hosted.replica.held, entries))
             raise not_leader(node, group)
         until = micros_of(node.ports.clock)
         upto = await self._host.read_index(group, call_timeout(call.timeout))
         self._note(call, until)
-        entries = self._entries(call, upto)
+        entries = self._entries(call, self._host.has_upto(group, upto))
+        if entries == [] and call.after < upto:  # not all: before `until` more was acknowledged
+            raise Unavailable("the disk of the leader does not have all yet that is committed")
         term = self._host.term_of(group, call.after)
         at, digest = await node.blocking(hosted.replica.look, _digest)
         return LogAnswer(upto, until, entries, at, digest, term, refused_loads(hosted.replica.held, entries))
@@ -72,7 +75,7 @@ class Archiving:
         """Not what is said of the time to come: the leader before had a clock that ran ahead, and it would hide a
         lag."""
         until = call.until if call.until <= now else 0
-        self._host.note_archived(call.group, call.target[:TARGET_CHARS], call.kept, until)
+        self._host.note_archived(call.group, call.target[:TARGET_CHARS], call.kept, until, call.begun)
 
     def _entries(self, call: LogCall, upto: int) -> list[LoggedEntry] | None:
         found = self._host.committed(call.group, call.after, upto, max(1, min(call.bytes_max, BYTES_MAX)))

@@ -103,7 +103,7 @@ class Audited:
         return body
 
     def _heard(self, answer: Promise[bytes], peer: PeerLike, method: str, start: float) -> Promise[bytes]:
-        heard, request = Promise[bytes](), current.get()
+        heard, request = _Heard(answer), current.get()
 
         def settled(body: bytes | None, error: BaseException | None) -> None:
             if isinstance(error, NeedleError):
@@ -138,6 +138,20 @@ class Audited:
             seconds=self._clock.monotonic() - start,
             outcome=outcome,
         )
+
+
+class _Heard(Promise[bytes]):
+    """What another one is settled with, once that was noted."""
+
+    __slots__ = ("_of",)
+
+    def __init__(self, of: Promise[bytes]) -> None:
+        super().__init__()
+        self._of = of
+
+    def cancel(self) -> None:
+        """Its caller has gone: reads end then."""
+        self._of.cancel()
 
 
 def _told(method: str, body: Any, key: str) -> str | None:

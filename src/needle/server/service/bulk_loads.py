@@ -101,14 +101,14 @@ class BulkLoads:
         if hosted.replica.held.was_dropped(collection_id):
             raise CollectionNotFound(f"the collection with id {collection_id} was dropped")
         here = await self._node.blocking(hosted.replica.staged.put, call.name, call.size, call.offset, call.data)
-        return BulkHereAnswer([here], self._room())
+        return self._answer([here])
 
     async def here(self, call: BulkHereCall) -> BulkHereAnswer:
         """How much of some files is here."""
         if len(call.names) > NAMES_MAX:
             raise invalid("names", len(call.names), f"at most {NAMES_MAX}")
         staged = self._node.hosted(call.group).replica.staged
-        return BulkHereAnswer(await self._node.blocking(_here, staged, call.names), self._room())
+        return self._answer(await self._node.blocking(_here, staged, call.names))
 
     async def bytes(self, call: BulkBytesCall) -> BulkBytesAnswer:
         """A part of a file, for a replica that lacks it."""
@@ -145,14 +145,17 @@ class BulkLoads:
         here = await self._node.blocking(_here, staged, names)
         if any(size != -1 for size in here):
             raise Unavailable("the leader has not got all files of this load: put them there first", group=group)
-        view = next(v for v in hosted.replica.view.collections.values() if v.record.id == command.collection_id)
-        self._check_takes(hosted, view.record.spec)
+        here_now = (v.record for v in hosted.replica.view.collections.values())
+        record = next((one for one in here_now if one.id == command.collection_id), None)
+        if record is None:  # dropped since it was looked for
+            raise CollectionNotFound(f"there is no collection with id {command.collection_id}")
+        self._check_takes(hosted, record.spec)
         check_owned(hosted.replica.view.fence, command)
         owned, shard = self._owned(), group - 1
         if owned.fingerprint(shard) != command.owned:
             raise Unavailable("this node does not know yet that the shard owns what the load was made for", group=group)
         owning = Owning(owned.map.strategy, owned.map.shard_count, owned.ranges(shard))
-        check = (check_load, command, staged, view.record.spec, self._node.config.limits, owning)
+        check = (check_load, command, staged, record.spec, self._node.config.limits, owning)
         await self._node.ports.build_pool.run(unless_cancelled, *check, lambda: self._node.host.stopped)
         await self._held_by_majority(group, names, needed_room(command), deadline)
 
@@ -179,6 +182,10 @@ class BulkLoads:
             if deadline.left() < 2 * AGAIN_SECONDS:
                 raise Unavailable(f"{held} of {len(status.voters)} replicas have the files of this load", group=group)
             await asyncio.sleep(AGAIN_SECONDS)
+
+    def _answer(self, here: list[int]) -> BulkHereAnswer:
+        limits = self._node.config.limits
+        return BulkHereAnswer(here, self._room(), limits.id_bytes_max, limits.metadata_bytes_max)
 
     def _room(self) -> int:
         told = self._node.space.disk.room()

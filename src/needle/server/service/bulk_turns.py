@@ -34,7 +34,7 @@ class BulkTurns:
 
     def called(self, work: Work) -> None:
         """A search or a small write came."""
-        self._shares.called(work, self._now())
+        self._shares.last[work] = self._now()
 
     @asynccontextmanager
     async def turn(self, left: float) -> AsyncIterator[None]:

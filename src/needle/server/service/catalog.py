@@ -37,6 +37,7 @@ from needle.protocol.peer_calls import (
     WhoCall,
 )
 from needle.protocol.vector_commands import AddVector, DeclareSparse
+from needle.routing.topology_changes import FORM
 from needle.server.service.checks import BEHIND_SECONDS
 from needle.server.service.served import ServedNode, call_timeout, not_leader
 from needle.shard.apply.spec_validation import (
@@ -72,6 +73,14 @@ class CatalogCalls:
             await node.wait_topology(call.version + 1, min(call.wait, 60.0))
         newer = node.topology.version > call.version
         return TopologyAnswer(node.node_id, node.topology if newer else None)
+
+    def shortened(self, call: TopologyCall, answer: TopologyAnswer) -> TopologyAnswer:
+        """Only what changed, for a caller who can put that into what it has. answer: as the caller may hear it."""
+        told = answer.topology
+        if told is None or call.form != FORM:
+            return answer
+        changes = self._node.history.since(call.version, call.founding, told)
+        return answer if changes is None else TopologyAnswer(answer.node_id, None, changes)
 
     def _not_leader_of_catalog(self) -> NotLeader:
         leader = self._host.leader(CATALOG_GROUP) if self._node.catalog is not None else None

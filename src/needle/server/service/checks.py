@@ -12,7 +12,7 @@ from needle.base.decoding import routed_metadata
 from needle.base.errors import InvalidArgument, StaleEpoch, Unavailable, invalid
 from needle.base.ids import GroupId
 from needle.protocol import commands
-from needle.protocol.calls import WriteCall
+from needle.protocol.calls import SearchCall, WriteCall
 from needle.routing.ranges import check_ranges
 from needle.routing.strategy import ShardStrategy, routing_key
 from needle.routing.topology import Ownership, Topology, public_name
@@ -50,11 +50,11 @@ class Ownerships:
         """The refusal of a call that was routed by another map; owned=False: of a document that the shard lacks."""
         return StaleEpoch(text, epoch=here.epoch, version=self._node.topology.version, owned=owned)
 
-    def lacks(self, group: GroupId) -> bool:
-        """Whether the shard's log says that this node must know a newer catalog: by the one that it has, the meaning of
-        an alias, or a time to live, may be that of before (docs/adr/0065)."""
-        hosted = self._node.groups.get(group)
-        return hosted is not None and self.lacks_of(hosted.replica.view)
+    def lacks(self, *groups: GroupId) -> bool:
+        """Whether the log of one of these shards says that this node must know a newer catalog: by the one that it has,
+        the meaning of an alias, or a time to live, may be that of before (docs/adr/0065)."""
+        each = [self._node.groups.get(group) for group in groups]
+        return any(self.lacks_of(hosted.replica.view) for hosted in each if hosted is not None)
 
     def lacks_of(self, view: ReplicaView) -> bool:
         """The same of the replica with this view."""
@@ -70,6 +70,20 @@ class Ownerships:
                 f"node {self._node.node_id} must know version {version} of the catalog to serve shard {group - 1}, and "
                 f"knows {self._node.topology.version} yet"
             )
+
+    async def check_sparse(self, call: SearchCall, timeout: float) -> None:
+        """Of a search that was answered: whether the collection still has the sparse vectors that it searched by. Only
+        the catalog says so. Who asked may not have heard yet that they were dropped, and this node not that they were
+        declared; so the catalog is asked before a refusal. Raises InvalidArgument; Unavailable, and others of that
+        kind, if the catalog does not answer."""
+        asked, stored, node = call.request.sparse, call.request.collection, self._node
+        hosted = node.groups.get(call.group)
+        info = None if hosted is None else hosted.collections.find(node.topology, stored)
+        if asked is None or info is None or asked.name in info.sparse:
+            return
+        newest = (await node.confirmed(min(timeout, BEHIND_SECONDS))).named(public_name(stored))
+        if newest is not None and newest.stored_name == stored:
+            newest.check_sparse(asked.name)
 
     async def moving(self, owned: Ownership, timeout: float) -> None:
         """The shard's log is ahead of the map of this node: that will come in a moment."""
@@ -104,8 +118,8 @@ class Ownerships:
                 if shard_map.owner(routing_key(strategy, count, name, decoded)) != shard:
                     raise self.stale(f"shard {shard} does not own document {name[:80]!r}", owned, owned=False)
         elif isinstance(command, commands.Spread):
-            for name in command.ids:
-                if shard_map.owner(routing_key(strategy, count, name)) != shard:
+            for name, owner in zip(command.ids, shard_map.owners_of(command.ids), strict=True):
+                if owner != shard:
                     raise self.stale(f"shard {shard} does not own document {name[:80]!r}", owned, owned=False)
 
 

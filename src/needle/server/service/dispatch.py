@@ -25,6 +25,7 @@ from needle.base.errors import (
 )
 from needle.base.parts import Body, Payload, Pieces
 from needle.base.rates import Meter
+from needle.base.versions import KNOWN
 from needle.multiraft.inbound import CALL_METHODS
 from needle.protocol import calls
 from needle.protocol.archive_calls import (
@@ -56,7 +57,7 @@ from needle.protocol.calls import (
 from needle.protocol.change_calls import CHANGES, ChangesCall
 from needle.protocol.command_bounds import check_lists, prepare
 from needle.protocol.commands import Bound
-from needle.protocol.node_calls import SEARCH_SHARDS, SearchShardsCall
+from needle.protocol.node_calls import READ_SHARDS, SEARCH_SHARDS, ReadShardsCall, SearchShardsCall
 from needle.protocol.peer_calls import (
     CATALOG,
     FOUND,
@@ -86,8 +87,11 @@ from needle.server.service.audited import Audited
 from needle.server.service.bulk_loads import BulkLoads
 from needle.server.service.catalog import CatalogCalls
 from needle.server.service.documents import Run, ShardDocuments
+from needle.server.service.early import EarlySearches
+from needle.server.service.former_clients import TELLS
 from needle.server.service.index_files import IndexFiles
 from needle.server.service.methods import NEEDS, OPENLY, documents_of, judge_call, numbers_its_own, told
+from needle.server.service.node_reads import NodeReads
 from needle.server.service.node_searches import NodeSearches
 from needle.server.service.operations import Operations
 from needle.server.service.probing import Probing
@@ -95,13 +99,14 @@ from needle.server.service.proxy import Proxy
 from needle.server.service.reads import Reads
 from needle.server.service.served import JUDGED_BYTES_MAX, ServedNode, add_address, encoded, judge, with_command
 from needle.server.service.watched import Watch
+from needle.shard.joined_calls import JoinedCalls
 from needle.tracing import spans
 
 ROUTED = frozenset({
     calls.WRITE, calls.SEARCH, calls.SEARCH_MANY, calls.GET, calls.COLLECTIONS, calls.COUNT, calls.FACET, calls.SCAN
 })  # fmt: skip
 """Calls about documents: they may name the epoch of a shard map."""
-COUNTED = ROUTED | {SEARCH_SHARDS, CHANGES}
+COUNTED = ROUTED | {SEARCH_SHARDS, READ_SHARDS, CHANGES}
 """What a key's rates bound."""
 DROPPABLE = frozenset({*COUNTED - {calls.WRITE}, READ_INDEX, SEGMENT_CHUNK})
 """What is cancelled when its caller's connection ends."""
@@ -116,20 +121,22 @@ class Service:
     """The methods of protocol.calls and protocol.peer_calls, and those that replicas ask each other."""
 
     def __init__(self, node: ServedNode) -> None:
-        self._node = node
+        self._node, self._host, self._engine = node, node.host, node.host.engine
         prepare(node.config.limits.batch_documents_max)
-        self._host, self._engine = node.host, node.host.engine
-        self.reads = Reads(node)
+        self.reads = Reads(node, JoinedCalls(node.ports.search_pool, node.ports.spent, lambda: len(node.groups) < 2))
         self.documents = ShardDocuments(node, self.reads)
-        self.node_searches = NodeSearches(node, self.documents, self.reads)
+        served = node, self.documents, self.reads
+        self.node_searches, self.node_reads = NodeSearches(*served), NodeReads(*served)
         self.proxy = proxy = Proxy(node, node.ports.rng, self._judge)
-        operations, catalog, archiving = Operations(node), CatalogCalls(node), Archiving(node)
+        self._early = EarlySearches(*served, lambda call: self._serve(calls.SEARCH, proxy.search, call))
+        operations, archiving, self._catalog = Operations(node), Archiving(node), CatalogCalls(node)
         self.probing = probing = Probing(node)
         self._methods: dict[str, tuple[Any, Run]] = {
             calls.WRITE: (WriteCall, proxy.write),
             calls.SEARCH: (SearchCall, proxy.search),
             calls.SEARCH_MANY: (SearchManyCall, proxy.search_many),
             SEARCH_SHARDS: (SearchShardsCall, self.node_searches.search),
+            READ_SHARDS: (ReadShardsCall, self.node_reads.read),
             calls.GET: (GetCall, proxy.get),
             calls.COLLECTIONS: (CollectionsCall, proxy.collections),
             calls.COUNT: (CountCall, proxy.count),
@@ -151,17 +158,17 @@ class Service:
             SEGMENT_STAGED: (tuple[int, int], operations.segment_staged),
             DIGEST_AT: (tuple[int, int], operations.digest_at),
             SHARD_LEADER: (GroupCall, operations.leader),
-            TOPOLOGY: (TopologyCall, catalog.topology),
-            CATALOG: (CatalogCall, catalog.catalog),
-            SYNC: (SyncCall, catalog.sync),
+            TOPOLOGY: (TopologyCall, self._catalog.topology),
+            CATALOG: (CatalogCall, self._catalog.catalog),
+            SYNC: (SyncCall, self._catalog.sync),
             INDEX_ROOM: (IndexRoomCall, operations.index_room),
             MOVE: (MoveCall, self.documents.move),
-            FOUND: (FoundCall, catalog.found),
-            WHO: (WhoCall, catalog.who),
+            FOUND: (FoundCall, self._catalog.found),
+            WHO: (WhoCall, self._catalog.who),
             CLOCK: (ClockCall, probing.clock),
             PROBE: (ProbeCall, probing.probe),
             LOAD: (LoadCall, probing.load),
-            BACKED_UP: (BackedUpCall, catalog.backed_up),
+            BACKED_UP: (BackedUpCall, self._catalog.backed_up),
             LOG: (LogCall, archiving.log),
             IMAGE: (ImageCall, archiving.image),
             IMAGE_CHUNK: (ImageChunkCall, archiving.image_chunk),
@@ -170,8 +177,7 @@ class Service:
             **rebalancing.methods(node.coordinator),
         }
         ports = node.ports
-        self.watch = Watch(node, node.config.log.slow_request_seconds, spans())
-        self.documents.watch = self.watch
+        self.documents.watch = self.watch = Watch(node, node.config.log.slow_request_seconds, spans())
         self._audited = Audited(ports.audit, ports.clock, ports.rng, self._begin) if ports.audit is not None else None
         self._decoders = {name: msgspec.msgpack.Decoder(kind) for name, (kind, _) in self._methods.items()}
 
@@ -226,14 +232,18 @@ class Service:
             self._admit(caller.meter, method, len(body))
         large = len(body) > DECODED_BYTES_MAX
         some = caller.rank < ADMIN and (not caller.is_for_all or method not in OPENLY)
-        looked_at = metered or some or method == CHANGES  # that one waits, and its key may be revoked meanwhile
+        former = method in TELLS and peer.knows < KNOWN
+        looked_at = metered or some or former or method == CHANGES  # its key may be revoked while that one waits
         if method == calls.WRITE and not large:
             return self._write(caller, found[1], body, looked_at)
         if looked_at:
-            return self._serve_judged(caller, method, found[1], body)
+            return self._serve_judged(caller, method, found[1], body, knows=peer.knows)
         if large:
             return self._serve_large(method, found[1], body, caller.name)
-        return self._serve(method, found[1], self._decoded(method, body), key=caller.name)
+        call = self._decoded(method, body)
+        if method == calls.SEARCH and call.epoch and (early := self._early.begin(call, caller.name)) is not None:
+            return early
+        return self._serve(method, found[1], call, key=caller.name)
 
     def _write(self, caller: Identity, run: Run, body: Any, looked_at: bool) -> Body | Awaitable[Body]:
         """A shard's small write goes without a task, whoever its caller is. looked_at: of whom is to be thought."""
@@ -270,13 +280,15 @@ class Service:
     async def _serve_large(self, method: str, run: Callable[[Any], Awaitable[Any]], body: Any, key: str) -> Body:
         return await self._serve(method, run, await self._node.blocking(self._decoded, method, body), key=key)
 
-    async def _serve_judged(self, caller: Identity, method: str, run: Run, body: Any, call: Any = None) -> Body:
-        """For a caller who may not say, or hear, everything that this method can. call: of the body, where it is
-        decoded."""
+    async def _serve_judged(
+        self, caller: Identity, method: str, run: Run, body: Any, call: Any = None, knows: int = KNOWN
+    ) -> Body:
+        """For a caller who may not say, or hear, everything that this method can, or could not read it. call: of the
+        body, where it is decoded. knows: see Hello."""
         call = await judge(self._node, len(body), self._judged, caller, method, body, call)
         if caller.filter and method in ROUTED:
             run = getattr(self.proxy.bound_to(caller), method)
-        return await self._serve(method, run, call, caller, caller.name)
+        return await self._serve(method, run, call, caller, caller.name, knows)
 
     def _judged(self, caller: Identity, method: str, body: Any, call: Any) -> Any:
         """The call, within what this caller may reach; a write with its command decoded. call: None if the body is yet
@@ -299,10 +311,15 @@ class Service:
             return self.documents.methods[method], f"shard_{method}"
         if method == SEARCH_SHARDS:
             return partial(self.node_searches.search, key=key), method
+        if method == READ_SHARDS:
+            return partial(self.node_reads.read, key=key), method
         return run, method
 
-    async def _serve(self, method: str, run: Run, call: Any, caller: Identity | None = None, key: str = "") -> Body:
-        """caller: of whom is to be thought in what the answer tells. key: the name of its API key."""
+    async def _serve(
+        self, method: str, run: Run, call: Any, caller: Identity | None = None, key: str = "", knows: int = KNOWN
+    ) -> Body:
+        """caller: of whom is to be thought in what the answer tells. key: the name of its API key. knows: what it can
+        read."""
         run, observed = self._road(method, run, call, key)
         watched = self.watch.begin(observed, call, key) if method in ROUTED else None  # others wait on purpose
         start = self._node.now()
@@ -319,7 +336,9 @@ class Service:
             meter = caller.meter if caller is not None and method in COUNTED else None
             documents = documents_of(method, call, answer) if meter is not None else 0
             if caller is not None:
-                answer = told(caller, method, call, answer)
+                answer = told(caller, method, call, answer, knows)
+            if method == TOPOLOGY:
+                answer = self._catalog.shortened(call, answer)
             body = answer if isinstance(answer, _ENCODED) else await encoded(self._node, answer)
             if meter is not None:
                 meter.pay(documents, len(body) if isinstance(body, bytes) else sum(map(len, body)))

@@ -49,6 +49,7 @@ from needle.server.service.served import (
     check_for_callers,
     decoded_command,
     encoded,
+    is_plain,
     judge,
     not_leader,
 )
@@ -58,6 +59,7 @@ from needle.server.service.watched import Watch, Watched
 from needle.shard.apply.once import HASH_BYTES
 
 Run = Callable[[Any], Awaitable[Any]]
+_SMALL_WRITE = Work.SMALL_WRITE  # by a name of its own: see raft.state.LEADER
 
 
 class ShardDocuments:
@@ -90,15 +92,13 @@ class ShardDocuments:
         owned = self._node.ownership
         if owned is None or owned.epoch != call.epoch or len(call.command) > JUDGED_BYTES_MAX:
             return None
-        self.bulk.called(Work.SMALL_WRITE)
+        self.bulk.called(_SMALL_WRITE)
         hosted = self._node.groups.get(call.group)
-        if hosted is None or not hosted.up_to_date or not self._host.is_leader(call.group):
+        if hosted is None or not hosted.may_judge:
             return None
         view = hosted.replica.view
-        if self._owners.lacks_of(view):
-            return None
         fence = view.fence
-        if fence is not None and not agrees(fence, owned, call.group):
+        if self._owners.lacks_of(view) or (fence is not None and not agrees(fence, owned, call.group)):
             return None
         now = self._node.now()
         answer = WriteAnswer(self._node, "shard_write", now, meter)
@@ -122,7 +122,7 @@ class ShardDocuments:
     async def _shard_write(self, call: WriteCall) -> object:
         deadline = Deadline(self._node, call.timeout)
         if len(call.command) <= JUDGED_BYTES_MAX:
-            self.bulk.called(Work.SMALL_WRITE)
+            self.bulk.called(_SMALL_WRITE)
             return await self._execute(call, deadline)
         async with self.bulk.turn(deadline.left()):
             return await self._execute(call, deadline)
@@ -193,9 +193,9 @@ class ShardDocuments:
         return MoveAnswer(found.phase, found.step, found.at, found.cursors)
 
     # --- reads -------------------------------------------------------------------------------------------------------
-    def lacks(self, group: GroupId) -> bool:
-        """Whether the shard's log says that this node must know a newer catalog before it answers for it."""
-        return self._owners.lacks(group)
+    def lacks(self, *groups: GroupId) -> bool:
+        """Whether the log of one of these shards says that this node must know a newer catalog before it answers."""
+        return self._owners.lacks(*groups)
 
     def _count(self, owned: Ownership, call: Any) -> None:
         hosted = self._node.groups.get(call.group)
@@ -240,6 +240,8 @@ class ShardDocuments:
             raise self._owners.stale(stale.message, self._node.ownership or owned) from stale
         if self._owners.lacks(call.group):
             await self._owners.learn(call.group, call_timeout(fresh.timeout))
+        if type(call) is calls.SearchCall and call.request.sparse is not None:
+            await self._owners.check_sparse(call, call_timeout(fresh.timeout))
         after = self._node.ownership
         if after is not owned and (after is None or after.map != owned.map):
             raise self._owners.stale("the shard map changed during the read", after or owned)
@@ -343,10 +345,7 @@ class WriteAnswer(Promise[bytes]):
     def __init__(self, node: ServedNode, observed: str, start: float, meter: Meter | None) -> None:
         """start: by the node's clock. meter: its caller's."""
         super().__init__()
-        self._node = node
-        self._observed = observed
-        self._start = start
-        self._meter = meter
+        self._node, self._observed, self._start, self._meter = node, observed, start, meter
         self.watched: Watched | None = None
 
     def set_result(self, result: object) -> None:
@@ -388,8 +387,10 @@ def judged(
     asked: by a request with an idempotency key. Raises InvalidArgument, CollectionNotFound, ClusterTooOld."""
     check_for_callers(command)
     hosted.space.check(command)
-    command = hosted.replica.validate(timed(command, node.topology, node.ports.clock, hosted.collections))
-    check_sparse_of(command, node.topology, hosted.collections)
+    known, plain = hosted.collections, is_plain(command, node.topology, hosted.collections)
+    command = hosted.replica.validate(command if plain else timed(command, node.topology, node.ports.clock, known))
+    if not plain:
+        check_sparse_of(command, node.topology, known)
     if asked is not None:
         if not isinstance(command, commands.DOCUMENT_WRITES) or {len(asked.key), len(asked.request)} != {HASH_BYTES}:
             raise invalid("asked", type(command).__name__, f"a write of documents, with two hashes of {HASH_BYTES}")

@@ -11,6 +11,7 @@ from needle.base.access import ADMIN, NODE, READER, WRITER, Identity
 from needle.base.errors import Forbidden
 from needle.base.model import WriteResult
 from needle.base.parts import whole
+from needle.base.versions import KNOWN
 from needle.multiraft.inbound import CALL_METHODS
 from needle.protocol import calls, commands
 from needle.protocol.archive_calls import BACKED_UP, IMAGE, IMAGE_CHUNK, LOG
@@ -26,7 +27,7 @@ from needle.protocol.index_file_calls import (
     INDEX_HOLD,
     INDEX_PUT,
 )
-from needle.protocol.node_calls import SEARCH_SHARDS
+from needle.protocol.node_calls import READ_SHARDS, SEARCH_SHARDS, asked_of_each
 from needle.protocol.peer_calls import (
     CATALOG,
     FOUND,
@@ -46,6 +47,7 @@ from needle.server.access import check_collection, refusal
 from needle.server.chores.comparing import DIGEST_AT
 from needle.server.chores.field_upkeep import FILTERED_FIELDS
 from needle.server.replica import READ_INDEX, SEGMENT_BUILDING, SEGMENT_CHUNK, SEGMENT_PUBLISH, SEGMENT_STAGED
+from needle.server.service.former_clients import readable, reads
 from needle.server.service.served import command_of
 
 OWNED_SINCE: Final = 4
@@ -72,6 +74,11 @@ def _named(call: Any) -> str | None:
     return str(call.collection)
 
 
+def _read(call: Any) -> str | None:
+    method, asked = asked_of_each(call)
+    return _request(asked) if method == calls.SEARCH else _named(asked)
+
+
 def _written(call: Any) -> str | None:
     """Of a write; a session has none, and what makes collections is about more than one."""
     return getattr(command_of(call), "collection", None)
@@ -82,6 +89,7 @@ NEEDS: Final[dict[str, Needs]] = {
     calls.SEARCH: Needs(READER, _request),
     calls.SEARCH_MANY: Needs(READER, _request),
     SEARCH_SHARDS: Needs(READER, _request),
+    READ_SHARDS: Needs(READER, _read),
     calls.GET: Needs(READER, _named),
     calls.COUNT: Needs(READER, _named),
     calls.FACET: Needs(READER, _named),
@@ -175,20 +183,21 @@ def numbers_its_own(caller: Identity, method: str, call: Any, known: Topology) -
     return some and known.cluster_version >= OWNED_SINCE
 
 
-def told(caller: Identity, method: str, call: Any, answer: Any) -> Any:
-    """What `caller` hears of an answer: of keys nothing, and only of collections that its own key is for. Raises
-    Unauthenticated for a reader of changes whose key was revoked while it waited."""
+def told(caller: Identity, method: str, call: Any, answer: Any, knows: int = KNOWN) -> Any:
+    """What `caller` hears of an answer: of keys nothing, and only of collections that its own key is for, and that it
+    can read by the version that it knows. Raises Unauthenticated for a reader of changes whose key was revoked while it
+    waited."""
     if method == CHANGES and caller.rank < NEEDS[CHANGES].rank:
         raise refusal(caller, NEEDS[CHANGES].rank, CHANGES)
     if method == TOPOLOGY:
         known = answer.topology
-        return TopologyAnswer(answer.node_id, None if known is None else known.told_to(caller))
-    if method != calls.COLLECTIONS or caller.collections is None:
+        return TopologyAnswer(answer.node_id, None if known is None else readable(known.told_to(caller), knows))
+    if method != calls.COLLECTIONS or (caller.collections is None and knows >= KNOWN):
         return answer
     if not call.epoch:
-        return _some(caller, answer, str)
+        return _some(caller, answer, str, knows)
     epoch, fingerprint, body = msgspec.msgpack.decode(whole(answer), type=tuple[int, int, bytes])  # a ShardAnswer
-    found = _some(caller, calls.decode(body, CollectionsAnswer), public_name)
+    found = _some(caller, calls.decode(body, CollectionsAnswer), public_name, knows)
     return ShardAnswer(epoch, fingerprint, calls.encode(found))
 
 
@@ -198,6 +207,10 @@ def documents_of(method: str, call: Any, answer: Any) -> int:
         return answer.count if isinstance(answer, WriteResult) else 0
     if method == calls.GET:
         return len(call.ids)
+    if method == READ_SHARDS:
+        inner, asked = asked_of_each(call)
+        each = documents_of(inner, asked, answer) if inner == calls.SEARCH else 0
+        return sum(map(len, call.ids)) + each * len(call.shards)
     if method in (calls.SEARCH, calls.SEARCH_MANY, SEARCH_SHARDS):
         asked, shards = call.request, len(call.shards) if method == SEARCH_SHARDS else 1
         return int(asked.k * (asked.group_size if asked.group_by else 1) * (getattr(call, "count", 1) or 1) * shards)
@@ -206,9 +219,13 @@ def documents_of(method: str, call: Any, answer: Any) -> int:
     return int(call.limit) if method == calls.SCAN else 0
 
 
-def _some(caller: Identity, found: CollectionsAnswer, name: Callable[[str], str]) -> CollectionsAnswer:
-    allowed = caller.collections or ()
-    rows = [row for row, spec in enumerate(found.collections) if name(spec.name) in allowed]
+def _some(caller: Identity, found: CollectionsAnswer, name: Callable[[str], str], knows: int) -> CollectionsAnswer:
+    allowed = caller.collections
+    rows = [
+        row
+        for row, spec in enumerate(found.collections)
+        if reads(knows, spec) and (allowed is None or name(spec.name) in allowed)
+    ]
     return CollectionsAnswer(
         [found.collections[row] for row in rows],
         [found.counts[row] for row in rows],

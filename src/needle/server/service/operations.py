@@ -5,6 +5,9 @@ It must not know documents' calls, nor the catalog's.
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
+
 import msgspec
 
 from needle.base.errors import invalid
@@ -32,11 +35,58 @@ from needle.server.replica import PROPOSE_SECONDS
 from needle.server.service.served import ServedNode, call_timeout, decoded_command, not_leader
 from needle.shard.fields.index_budget import FieldName
 from needle.shard.segments.builds import Progress
+from needle.shard.state_machine import Replica
 
 AFTER_SECONDS_MAX = 1.0
 """How long a caller may wait for a new leader in one call."""
 ANSWER_SHARE = 0.9
 """Of the time a caller has: why something did not happen must reach it while it still listens."""
+
+
+class _Digest:
+    """One that is made. applied: what the replica had applied when its rows began to be read; None before that."""
+
+    def __init__(self, replica: Replica) -> None:
+        self.replica = replica
+        self.applied: int | None = None
+        self.made: asyncio.Future[tuple[int, str]]
+
+    def serves(self, replica: Replica) -> bool:
+        """Whether it has all that the replica has by now."""
+        return self.replica is replica and self.applied in (None, replica.applied_index())
+
+
+class _Digests:
+    """Of all rows that replicas have stored: each reads the whole file, in a thread that searches need. So one is made
+    at a time, and who asks while one is made of the same replica gets that, unless something was applied since its
+    rows began to be read; then those who ask meanwhile share the next one. Callers that gave up and ask again, as they
+    do where it takes longer than they wait, would have all threads busy for minutes."""
+
+    def __init__(self, node: ServedNode) -> None:
+        self._node = node
+        self._one = asyncio.Lock()
+        self._newest: dict[GroupId, _Digest] = {}
+
+    async def of(self, group: GroupId, replica: Replica) -> tuple[int, str]:
+        """The index that it is of, and the digest: of what the replica had applied when this was asked, or later."""
+        newest = self._newest.get(group)
+        if newest is None or not newest.serves(replica):
+            newest = self._newest[group] = _Digest(replica)
+            newest.made = asyncio.ensure_future(self._made(newest))
+            newest.made.add_done_callback(partial(self._ended, group, newest))
+        return await asyncio.shield(newest.made)
+
+    def _ended(self, group: GroupId, ended: _Digest, done: asyncio.Future[tuple[int, str]]) -> None:
+        if self._newest.get(group) is ended:
+            del self._newest[group]
+        if not done.cancelled():
+            done.exception()  # all who asked may have given up
+
+    async def _made(self, one: _Digest) -> tuple[int, str]:
+        async with self._one:
+            one.applied = one.replica.applied_index()
+            made: tuple[int, str] = await self._node.blocking(one.replica.stored_digest)
+            return made
 
 
 class Operations:
@@ -46,6 +96,7 @@ class Operations:
         self._node = node
         self._host = node.host
         self._announced = Announced(node)
+        self._digests = _Digests(node)
 
     # --- groups ------------------------------------------------------------------------------------------------------
     async def itself(self, call: GroupCall) -> LeaderAnswer:
@@ -92,13 +143,13 @@ class Operations:
         if not call.digest or call.group not in self._node.groups:
             return status
         replica = self._node.hosted(call.group).replica
-        _, digest = await self._node.blocking(replica.stored_digest)
+        _, digest = await self._digests.of(call.group, replica)
         return msgspec.structs.replace(status, digest=digest)
 
     async def digest(self, call: GroupCall) -> DigestAnswer:
         """A digest of all documents, read from the disk."""
         replica = self._node.hosted(call.group).replica
-        applied, digest = await self._node.blocking(replica.stored_digest)
+        applied, digest = await self._digests.of(call.group, replica)
         return DigestAnswer(self._node.node_id, applied, digest)
 
     async def step_down(self, call: StepDownCall) -> LeaderAnswer:

@@ -29,7 +29,7 @@ from needle.base.model import Claim, CollectionSpec, HitBatch, ReadMode, SearchR
 from needle.base.request import Stopwatch, current
 from needle.base.tracebacks import release
 from needle.protocol.calls import (
-    QUERIES_MAX,
+    MANY_BYTES_MAX,
     CollectionsAnswer,
     CollectionsCall,
     CountAnswer,
@@ -44,28 +44,28 @@ from needle.protocol.calls import (
     SearchCall,
     SearchManyAnswer,
     SearchManyCall,
-    batch_bytes,
+    check_queries,
     expiries,
     told_counts,
 )
 from needle.protocol.named import Named
 from needle.routing.stored_collections import StoredCollections
 from needle.server.replica import HostedReplica
-from needle.server.service.served import ServedNode, call_timeout
+from needle.server.service.served import ServedNode, bytes_of, call_timeout
 from needle.server.service.watched import noted
 from needle.shard.documents.projection import projection
 from needle.shard.documents.records import StoredDocument
 from needle.shard.fields.builders import BeingIndexed
+from needle.shard.joined_calls import JoinedCalls
 from needle.shard.named_reads import Wanted, get_named, scan_named
 from needle.shard.reads import Page
 from needle.shard.search_batcher import AGAIN_SECONDS
+from needle.shard.searching import SHORT_K
 from needle.shard.state_machine import Replica
 
 _EVENTUAL, _STRONG = ReadMode.EVENTUAL, ReadMode.STRONG
 SCAN_MAX = 10_000
 QUERIES_AT_ONCE = 32
-MANY_BYTES_MAX = 48 << 20
-"""Of the hits of one call."""
 SLICES_MAX = 1024
 GET_MAX = 10_000
 
@@ -73,8 +73,9 @@ GET_MAX = 10_000
 class Reads:
     """See the module. reading: searches and gets that run. claim, everywhere: what a shard must own to answer."""
 
-    def __init__(self, node: ServedNode) -> None:
-        self._node = node
+    def __init__(self, node: ServedNode, gets: JoinedCalls | None = None) -> None:
+        """gets: has those that begin in one turn of the event loop go to a thread together; None: each by itself."""
+        self._node, self._gets = node, gets
         self._host = node.host
         self.reading = 0
         self._collections = StoredCollections()
@@ -125,7 +126,7 @@ class Reads:
             scored = bool(asked.keywords) or asked.sparse is not None
             if scored:
                 found = await self._scored(call, request)
-            elif self.may_search_early(call.group, call.freshness):
+            elif call.freshness.mode is _STRONG and self.may_search_early(call.group, call.freshness):
                 found = await self._search_early(call, request)
             else:
                 hosted = await self.fresh(call.group, call.freshness)
@@ -155,14 +156,11 @@ class Reads:
     async def search_many(self, call: SearchManyCall, claim: Claim | None = None) -> SearchManyAnswer:
         """Raises what `search` does; a few at a time, so that others get their turn and the answer has a bound."""
         request, count = self.as_searched(call.request, claim, explain=call.request.explain), call.count
-        if not 1 <= count <= QUERIES_MAX:
-            raise invalid("queries", f"{count} vectors", f"1 to {QUERIES_MAX} in one call")
+        check_queries(count, request.vector)
         if request.keywords:
             raise invalid("keywords", request.keywords, "one search in a call")
         if request.sparse is not None:
             raise invalid("sparse", request.sparse.name, "one search in a call")
-        if len(request.vector) % count:
-            raise invalid("queries", f"{len(request.vector)} bytes", f"{count} vectors of equal length")
         loop = asyncio.get_running_loop()
         deadline = loop.time() + call_timeout(call.freshness.timeout)
         width, found, size = len(request.vector) // count, list[HitBatch](), 0
@@ -180,7 +178,7 @@ class Reads:
                 finally:
                     for task in tasks:
                         task.cancel()
-                size += sum(map(batch_bytes, found[start:]))
+                size += await bytes_of(self._node, found[start:])
                 if size > MANY_BYTES_MAX:
                     raise invalid("queries", f"{count} vectors", "fewer: their hits have too many bytes for one answer")
                 for one in asked:
@@ -197,9 +195,9 @@ class Reads:
         return msgspec.structs.replace(batch, explained=told)
 
     def may_search_early(self, group: GroupId, fresh: Freshness) -> bool:
-        """Whether a strong search will most likely see now what its round will ask for: no write is under way."""
+        """Whether a search will most likely see now what its round will ask for: no write is under way."""
         host = self._host
-        return fresh.mode is _STRONG and host.is_at_rest(group) and fresh.min_index <= host.applied_index(group)
+        return host.is_at_rest(group) and fresh.min_index <= host.applied_index(group)
 
     async def _search_early(self, call: SearchCall, request: SearchRequest) -> HitBatch:
         """Search while the round confirms this leader, instead of after it. What was found counts only if the round is
@@ -241,7 +239,7 @@ class Reads:
                 found, named = get_named(hosted.replica.reads(), wanted, claim, call.bound)
                 return _columns(found, applied, projection(call.fields), named)
 
-            batch: DocumentBatch = await self._while_wanted(read)
+            batch: DocumentBatch = await self._while_wanted(read, self._gets if len(call.ids) <= SHORT_K else None)
         finally:
             self.reading -= 1
         return batch
@@ -285,7 +283,7 @@ class Reads:
         def read(replica: Replica, go_on: Callable[[], None]) -> ScanAnswer:
             held = replica.view.collection(call.collection)
             given = [replica.view.vector(held, name) for name in {*call.named}] + [held] * call.with_vectors
-            width = sum(4 * one.record.spec.dimensions for one in given)
+            width = sum(4 * one.record.spec.form.numbers for one in given)
             pin = None if call.pin is None else (call.pin.open[0][1], call.pin.token)
             page = Page(
                 call.collection, call.filter, call.after, call.limit, call.with_vectors, call.slice, width, call.bound,
@@ -329,17 +327,17 @@ class Reads:
             gone = True
             self.reading -= 1
 
-    async def _while_wanted(self, read: Callable[..., Any], *arguments: object) -> Any:
-        """Run in a search thread, unless the caller is gone before its turn comes."""
+    async def _while_wanted(self, read: Callable[[], Any], joined: JoinedCalls | None = None) -> Any:
+        """Run in a search thread, unless the caller is gone before its turn comes. joined: with others, if short."""
         wanted, reading = True, Stopwatch(self._node.now)
 
         def run() -> Any:
             if not wanted:
                 raise Unavailable("the caller has gone")
-            return read(*arguments)
+            return read()
 
         try:
-            return await self._node.blocking(run)
+            return await (self._node.blocking(run) if joined is None else joined.run(run))
         finally:
             wanted = False
             reading.stop("read")

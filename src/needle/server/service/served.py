@@ -26,7 +26,9 @@ from needle.protocol.move_commands import MOVE_COMMANDS
 from needle.protocol.node_calls import NodeHits
 from needle.protocol.peer_calls import FoundCall, WhoAnswer
 from needle.protocol.upkeep_commands import INDEX_COMMANDS
+from needle.routing.stored_collections import StoredCollections
 from needle.routing.topology import Ownership, Topology
+from needle.routing.topology_changes import History
 from needle.server.access import Access
 from needle.server.address_book import AddressBook
 from needle.server.catalog.collections import Reconciler
@@ -35,6 +37,7 @@ from needle.server.machine.space import Space
 from needle.server.ports import NodePorts, Peers
 from needle.server.replica import HostedReplica
 from needle.server.upkeep.coordinator import Coordinator
+from needle.shard.several_searches import SeveralSearches
 
 T = TypeVar("T")
 LARGE_ROWS = 1000
@@ -65,6 +68,7 @@ class ServedNode(Protocol):
     book: AddressBook
     caller: Caller
     topology: Topology
+    history: History
     ownership: Ownership | None
     catalog: CatalogMachine | None
     catalog_compared: CatalogCompared
@@ -72,6 +76,7 @@ class ServedNode(Protocol):
     reconciler: Reconciler
     coordinator: Coordinator
     access: Access
+    several: SeveralSearches
 
     def hosted(self, group: GroupId) -> HostedReplica: ...
     def status(self, group: GroupId, digest: bool) -> RaftStatus: ...
@@ -85,7 +90,7 @@ class ServedNode(Protocol):
     async def execute(self, command: bytes, timeout: float) -> WriteResult: ...
     async def found(self, call: FoundCall) -> None: ...
     def who(self) -> WhoAnswer: ...
-    def observe(self, what: str, seconds: float, error: NeedleError | None) -> None: ...
+    def observe(self, what: str, seconds: float, error: NeedleError | None, count: int = 1) -> None: ...
     def now(self) -> float: ...
     @property
     def expired(self) -> bool:
@@ -158,9 +163,26 @@ async def encoded(node: ServedNode, answer: object) -> Body:
         told = answer.batches
     rows = counted or sum([len(one.ids) for one in told])
     if rows >= LARGE_ROWS or sum(map(calls.batch_bytes, told)) >= LARGE_BYTES:
-        pieces: Pieces = await node.blocking(encode_parts, answer)
+        many = told if isinstance(answer, SearchManyAnswer | NodeHits) else ()
+        pieces: Pieces = await node.blocking(_spent, answer, many)
         return pieces
     return calls.encode(answer)
+
+
+def _spent(answer: object, many: Sequence[HitBatch | DocumentBatch]) -> Pieces:
+    """An answer as bytes. many: parts of it that nobody looks at any more: they may have a million hits, and to give
+    these back takes a tenth of a second."""
+    pieces = encode_parts(answer)
+    for one in many:
+        for column in (one.ids, one.versions, one.metadata):
+            column.clear()
+    return pieces
+
+
+async def bytes_of(node: ServedNode, told: Sequence[HitBatch]) -> int:
+    """About how large these are together: counted in a thread where they have many rows."""
+    threads = node.blocking if sum([len(one.ids) for one in told]) >= LARGE_ROWS else None
+    return await beside(threads, lambda: sum(map(calls.batch_bytes, told)))
 
 
 def decoded_command(data: bytes) -> commands.Command:
@@ -180,6 +202,15 @@ def command_of(call: WriteCall) -> commands.Command:
 def with_command(call: WriteCall) -> WriteCall:
     """The write with its command decoded, for all who look at it. Raises InvalidArgument."""
     return DecodedWrite(call.group, call.command, call.timeout, call.epoch, call.asked, command_of(call))
+
+
+def is_plain(command: commands.Command, topology: Topology, known: StoredCollections) -> bool:
+    """Whether this is a write of documents of which the catalog says nothing that its leader would have to do: no time
+    to live, no sparse vectors; most are. known: what was found of collections before."""
+    if type(command) is not commands.Insert or command.expires:
+        return False
+    info = known.find(topology, command.collection)
+    return info is not None and not info.sparse and not info.spec.ttl
 
 
 def check_for_callers(command: commands.Command) -> None:

@@ -34,17 +34,18 @@ class Shares:
     """Of one node."""
 
     def __init__(self) -> None:
-        self._called = dict.fromkeys(Work, float("-inf"))
+        self.last = dict.fromkeys(Work, float("-inf"))
+        """When a call of each class came last."""
         self._again = dict.fromkeys(Work, float("-inf"))
 
     def called(self, work: Work, now: float) -> None:
         """A call of this class came."""
-        self._called[work] = now
+        self.last[work] = now
 
     def others(self, work: Work, now: float) -> float:
         """The weights of the classes that call beside this one; 0 while none does."""
         return sum(
-            weight for one, weight in WEIGHTS.items() if one is not work and now - self._called[one] <= CALLS_SECONDS
+            weight for one, weight in WEIGHTS.items() if one is not work and now - self.last[one] <= CALLS_SECONDS
         )
 
     def ended(self, work: Work, began: float, now: float) -> None:

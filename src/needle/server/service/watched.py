@@ -67,6 +67,29 @@ class Watch:
         """Whether anybody wants to know of a call that begins here."""
         return current.get() is not None or self._always
 
+    def follows_now(self) -> bool:
+        """Whether anybody wants to know of a call while it runs; who tells slow ones only need not, see `ended`."""
+        return current.get() is not None or self.spans is not None
+
+    def ended(
+        self,
+        method: str,
+        asked: Any,
+        key: str,
+        began: float,
+        parts: Mapping[str, float],
+        explained: list[ShardExplanation],
+        error: NeedleError | None,
+    ) -> None:
+        """A call that nobody followed was answered: it leaves its line if it was slow. began: by `now`. parts,
+        explained: as of a Request."""
+        took = self.now() - began
+        if took >= self.slow:
+            watched = Watched(self, method, asked, key, Request(), None)
+            watched.request.parts.update(parts)
+            watched.request.explained = explained
+            watched.end(error, took)
+
     def begin(self, method: str, asked: Any, key: str, command: Any = None) -> Watched | None:
         """None if nobody wants to know. asked: a Subject, or a call. key: the name of the caller's API key. command:
         the call's, if it is decoded."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Final, Protocol
 
@@ -35,10 +34,11 @@ from needle.routing.planned_moves import Move
 from needle.routing.plans import Plan, Wish
 from needle.routing.stats import ClusterStats
 from needle.routing.topology import Topology
-from needle.server.lasting import next_beat
+from needle.server.beats import Beats
 from needle.server.ports import Catalog
 from needle.server.upkeep.getting_on import GettingOn, Waiting
 from needle.server.upkeep.lasting_calls import LastingCalls
+from needle.server.upkeep.learned_rates import Lately, LearnedRates
 from needle.server.upkeep.refused_moves import RefusedMoves
 
 log = logging.getLogger("needle.server")
@@ -50,7 +50,6 @@ STEP_SECONDS: Final = 10.0
 LOOKS_MAX: Final = 5
 SETTLE_LOOKS: Final = 4
 """Who asks for a plan waits for so many while a shard has no leader."""
-RATE_SECONDS: Final = 30.0
 FRESH_SECONDS: Final = 1.0
 """Progress is told by what was measured and planned at most so long ago, if the catalog is the same since."""
 PLAN_SHARE: Final = 9.0
@@ -74,6 +73,7 @@ class CoordinatingNode(Protocol):
     topology: Topology
     caller: Caller
     catalog: CatalogMachine | None
+    beats: Beats
 
     @property
     def shards(self) -> Followed: ...
@@ -105,27 +105,27 @@ class Coordinator:
 
     def __init__(self, node: CoordinatingNode) -> None:
         self._node = node
-        self._samples: deque[tuple[float, int]] = deque()
-        """(when, bytes copied by then), of the last RATE_SECONDS."""
-        self._sampled = 0
-        """The rebalance that they are of."""
         self._measuring = Measuring()
         self._calls = LastingCalls()
         self._refused, self._getting_on, self._waiting = RefusedMoves(), GettingOn(), Waiting()
+        self._lately, self._learned = Lately(), LearnedRates()
         self._look: _Look | None = None
         self._took = 0.0
         """Seconds of the last plan."""
+        self._settled: Topology | None = None
+        """By which there was nothing to do."""
 
     async def run(self) -> None:
         """Until the node stops: a round, then again; less often while nothing can start."""
         node, waits = self._node, 0
         while not node.host.stopped:
             pause = max(LOOK_SECONDS * (1 + waits), PLAN_SHARE * self._took)
-            await next_beat(node.now(), min(pause, LOOK_SECONDS_MAX))
+            await node.beats.next(min(pause, LOOK_SECONDS_MAX), lambda: node.topology is self._settled)
             job = node.topology.rebalance
             self._waiting.look(job, self._leads(), node.now())
             self._calls.follow(node.topology.map.epoch if node.topology.map is not None else 0, node.now())
             waits = job.stuck if job is not None else 0
+            self._settled = node.topology if job is None or job.over else None
             if job is None or job.over or not self._leads():
                 continue
             if job.state is JobState.PAUSED and not job.running:
@@ -148,7 +148,7 @@ class Coordinator:
             if not found.stats.unknown:
                 break
             await asyncio.sleep(LOOK_SECONDS)  # leadership may be on its way to another node
-        return await self._planned(topology, found, wish)
+        return _replace(await self._planned(topology, found, wish), rates=self._learned.rates())
 
     async def progress(self, timeout: float) -> Progress | None:
         """How far the last rebalance is; None if there never was one. Raises NotLeader."""
@@ -167,7 +167,8 @@ class Coordinator:
             why = job.why or error.message
             return _replace(told, total_bytes=max(told.total_bytes, job.planned_bytes), why=why)
         running = now_running(job.running, look.seen)
-        return rebalance.progress(job, look.plan, running, self._rate(job, running), look.seen.waiting(running))
+        rate = self._lately.rate(job, running, self._node.now())
+        return rebalance.progress(job, look.plan, running, rate, look.seen.waiting(running))
 
     async def _fresh(self, topology: Topology, timeout: float) -> _Look:
         """What was seen and planned for the running job; not long ago, if the catalog is the same since."""
@@ -207,6 +208,7 @@ class Coordinator:
             elif ended:
                 made = rebalance.finished(made, one.move)
         made, running, plan = _replace(made, running=tuple(left)), now_running(left, seen), rebalance.NOTHING
+        self._learned.look(made, running, self._node.now())
         try:
             if job.state is not JobState.CANCELLING:
                 plan = await self._planned_with_healing(topology, found, made.pressing())
@@ -220,7 +222,7 @@ class Coordinator:
         except Unavailable as error:
             await self._say(error.message)
             return
-        self._rate(made, running)
+        self._lately.rate(made, running, self._node.now())
         free = {one.node: one.free for one in found.stats.nodes}
         holders = {group: known.all for group in seen.voters if (known := topology.holders(group)) is not None}
         foreign = others(topology, running)
@@ -285,8 +287,9 @@ class Coordinator:
     async def _planned_with_healing(self, topology: Topology, found: Measured, wish: Wish) -> Plan:
         """A rebalance may wait for long, for a node in maintenance say, and there is one at a time: so it also rebuilds
         what is lost meanwhile, and does not fail where that cannot be."""
-        job, wish = topology.rebalance.id if topology.rebalance is not None else 0, rebalance.of_now(wish, topology)
-        plan = await self._planned(topology, found, wish, job)
+        job, names = topology.rebalance.id if topology.rebalance is not None else 0, wish.names
+        wish = rebalance.of_now(wish, topology)
+        plan = await self._planned(topology, found, wish, job, names)
         gone = self._gone(topology, found)
         named = rebuilding.pending(wish, gone)
         lost = sorted(gone - {*wish.lost, named.old if named is not None else ""})
@@ -316,13 +319,15 @@ class Coordinator:
                 self._calls.keep(job, calls)
         return _replace(found.stats, calls=calls)
 
-    async def _planned(self, topology: Topology, found: Measured, wish: Wish, job: int = 0) -> Plan:
-        """job: the rebalance that is carried out, 0 for who only wants to know."""
+    async def _planned(
+        self, topology: Topology, found: Measured, wish: Wish, job: int = 0, named: bool = False
+    ) -> Plan:
+        """job: the rebalance that is carried out, 0 for who only wants to know. named: see planner.plan."""
         stats = await self._called(topology, found, wish, job)
 
         def made() -> Plan:
             try:
-                return planner.plan(topology, stats, wish)
+                return planner.plan(topology, stats, wish, named)
             except NeedleError:
                 raise
             except Exception as error:  # it would end the node, and then each next one that leads the catalog
@@ -381,18 +386,6 @@ class Coordinator:
         if job is not None and not job.over and job.why != why:
             tell(REBALANCE_WAITS, rebalance=job.id, why=why)
             await self._step(StepRebalance(_replace(job, why=why), job.revision))
-
-    def _rate(self, job: Job, running: Sequence[Running]) -> float:
-        """Bytes a second lately; noted now."""
-        samples, now = self._samples, self._node.now()
-        if self._sampled != job.id:
-            samples.clear()
-            self._sampled = job.id
-        samples.append((now, job.moved_bytes + sum(one.copied for one in running)))
-        while now - samples[0][0] > RATE_SECONDS:
-            samples.popleft()
-        (since, before), (until, after) = samples[0], samples[-1]
-        return max(0, after - before) / (until - since) if until > since else 0.0
 
 
 def _lasting(topology: Topology) -> Topology:

@@ -28,9 +28,9 @@ from needle.client.health import ReplicaStatus
 from needle.client.replicas import ask_replicas
 from needle.multiraft.host import Host
 from needle.routing.topology import NodeState, ShardInfo, Topology
+from needle.server.beats import Beats
 from needle.server.cluster_files import ClusterFile, check_founding
 from needle.server.files import GONE, shards_directory
-from needle.server.lasting import next_beat
 from needle.server.ports import NodePorts
 from needle.server.replica import HostedReplica
 
@@ -65,6 +65,7 @@ class HoldingNode(Protocol):
     cluster: ClusterFile
     topology: Topology
     caller: Caller
+    beats: Beats
 
     @property
     def shards(self) -> Reaching: ...
@@ -87,7 +88,7 @@ class GivenUp:
         """Until the node stops; less often while nothing can be deleted."""
         node, pause = self._node, LOOK_SECONDS
         while not node.host.stopped:
-            await next_beat(node.now(), pause)
+            await node.beats.next(pause)
             before = self.kept
             try:
                 await self.look()

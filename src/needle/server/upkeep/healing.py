@@ -28,7 +28,7 @@ from needle.routing.jobs import Job, RebalanceConfig
 from needle.routing.planned_moves import MoveReplicas
 from needle.routing.plans import Plan, Wish
 from needle.routing.topology import NodeState, Topology
-from needle.server.lasting import next_beat
+from needle.server.beats import Beats
 from needle.server.ports import Catalog
 
 log = logging.getLogger("needle.server")
@@ -39,7 +39,8 @@ LOOK_SECONDS: Final = (0.25, 10.0)
 ASK_SECONDS: Final = 2.0
 STEP_SECONDS: Final = 10.0
 AGAIN_SECONDS: Final = 60.0
-"""At least so long after a start the next one waits: one that failed, or was cancelled, is not begun over and over."""
+"""At least so long after a start the next one for the same nodes waits: one that failed, or was cancelled, is not begun
+over and over."""
 
 
 class Planner(Protocol):
@@ -55,6 +56,7 @@ class HealingNode(Protocol):
     host: Host
     caller: Caller
     catalog: CatalogMachine | None
+    beats: Beats
 
     @property
     def coordinator(self) -> Planner: ...
@@ -74,14 +76,15 @@ class Healing:
         self._config = RebalanceConfig(throttle_rate=throttle)
         self._gone: dict[NodeId, float] = {}
         """Since when, by this node's clock; empty on a node that does not lead the catalog."""
-        self._not_before = float("-inf")
+        self._tried, self._not_before = frozenset[NodeId](), float("-inf")
+        """For which nodes it began the last one, and when it may again."""
         self._said = News(FOR_EVER, keys_max=1)
 
     async def run(self) -> None:
         """Until the node stops."""
         node, every = self._node, min(max(self._replace_after / LOOKS, LOOK_SECONDS[0]), LOOK_SECONDS[1])
         while self._replace_after > 0 and not node.host.stopped:
-            await next_beat(node.now(), every)
+            await node.beats.next(every)
             if node.catalog is None or not node.host.is_leader(CATALOG_GROUP):
                 self._gone.clear()
                 continue
@@ -114,7 +117,7 @@ class Healing:
             await self._stop(job, topology)
             return
         gone = ripe(topology, self._gone, now, self._replace_after)
-        if not gone or now < self._not_before:
+        if not gone or (now < self._not_before and self._tried.issuperset(gone)):
             return
         if too_many(topology, self._gone):
             self._say(
@@ -125,12 +128,12 @@ class Healing:
         wish = Wish(lost=gone, balance=False)
         plan = await self._node.coordinator.plan(wish, STEP_SECONDS)
         if not any(isinstance(move, MoveReplicas) and move.added for move in plan.moves):
-            why = "; ".join([*plan.unmet, *plan.waiting]) or "nothing is missing"
+            why = "; ".join([*plan.beyond_help, *plan.unmet, *plan.waiting]) or "nothing is missing"
             self._say(f"nobody takes the place of {', '.join(gone)}: {why}")
             return
         command = StartRebalance(wish, self._config, True)
         id_ = (await self._node.shards.command(command, STEP_SECONDS)).version
-        self._not_before = self._node.now() + max(AGAIN_SECONDS, self._replace_after)
+        self._tried, self._not_before = frozenset(gone), self._node.now() + max(AGAIN_SECONDS, self._replace_after)
         names, after = ", ".join(gone), self._replace_after
         tell(HEALING_BEGUN, node_names=names, seconds=after, rebalance=id_)
 

@@ -64,7 +64,7 @@ class HealthWatch:
                 ask_replicas(self._caller, topology, ASK_SECONDS),
                 ask_catalog(self._caller, topology, ASK_SECONDS, for_client=False),
             )
-            self.catalog_missing = catalog_lacks(topology, holders)
+            self.catalog_missing = len(catalog_lacks(topology, holders))
             self.latest = judge(topology, replicas)
             if topology.settings is not None and self.history.due(now := self._clock.wall()):
                 timed = _Timed(self._caller, self._clock)

@@ -1,9 +1,10 @@
 """Leaders where placement wants them: a node hands a shard it leads to the shard's preferred leader, gracefully. A
 node that leads the catalog and no shard hands it to one that leads shards: then heartbeats of both travel in one frame.
 
-Invariants: one transfer at a time per node, `SPREAD_SECONDS` apart; only to a replica that answers, is not in
-maintenance, has room on its disk, nothing that hinders it and everything else; a transfer that failed is not tried
-again for a while, longer each time. The leader of a cluster's only shard stays where it is.
+Invariants: one transfer at a time per node, `SPREAD_SECONDS` apart; only to a replica that answers, and so fast that it
+would be heard as a leader (where everything is late, each transfer would be one more election), is not in maintenance,
+has room on its disk, nothing that hinders it and everything else; a transfer that failed is not tried again for a
+while, longer each time. The leader of a cluster's only shard stays where it is.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 from collections import Counter
 from typing import Protocol
 
+from needle.base.config import RaftConfig
 from needle.base.errors import NeedleError
 from needle.base.events import LEADER_MOVED, tell
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name
@@ -20,7 +22,7 @@ from needle.protocol import calls
 from needle.protocol.calls import GroupCall, LeaderAnswer
 from needle.protocol.peer_calls import SHARD_LEADER
 from needle.routing.topology import Topology
-from needle.server.lasting import next_beat
+from needle.server.beats import Beats
 from needle.server.ports import Peers
 from needle.server.replica import HostedReplica
 
@@ -36,10 +38,12 @@ class SpreadingNode(Protocol):
     """The node whose leaderships are spread."""
 
     node_id: NodeId
+    config: RaftConfig
     host: Host
     peers: Peers
     topology: Topology
     groups: dict[GroupId, HostedReplica]
+    beats: Beats
 
     def now(self) -> float: ...
 
@@ -55,7 +59,7 @@ class LeaderSpread:
     async def run(self) -> None:
         """Look every SPREAD_SECONDS; at most one transfer each time."""
         while not self._node.host.stopped:
-            await next_beat(self._node.now(), SPREAD_SECONDS)
+            await self._node.beats.next(SPREAD_SECONDS)
             if not self._node.host.maintenance:
                 await self._look()
 
@@ -99,6 +103,7 @@ class LeaderSpread:
         )
 
     async def _willing(self, group: GroupId, wanted: NodeId) -> bool:
+        asked = self._node.now()
         try:
             data = await self._node.peers.call(
                 wanted, SHARD_LEADER, calls.encode(GroupCall(group, ASK_SECONDS)), ASK_SECONDS
@@ -106,6 +111,9 @@ class LeaderSpread:
             told = calls.decode(data, LeaderAnswer)
         except NeedleError as error:
             log.debug("preferred leader %s of %s does not answer: %s", wanted, group_name(group), error)
+            return False
+        if (took := self._node.now() - asked) > self._node.config.election_timeout / 2:
+            log.debug("preferred leader %s of %s took %.3f s to answer", wanted, group_name(group), took)
             return False
         return not told.maintenance and told.room is not False and not told.hinders
 

@@ -20,6 +20,7 @@ from needle.protocol.catalog_commands import CatalogCommand
 from needle.protocol.move_commands import STEPS, MoveCommand, PrepareMove, Side
 from needle.protocol.peer_calls import MOVE, MoveAnswer, MoveCall
 from needle.routing.topology import MoveInfo, Topology
+from needle.server.beats import Beats
 from needle.server.ports import Catalog, NodePorts
 from needle.server.replica import HostedReplica
 from needle.shard.apply.holdings import Transfer
@@ -47,6 +48,7 @@ class MovingNode(Protocol):
     topology: Topology
     groups: dict[GroupId, HostedReplica]
     ports: NodePorts
+    beats: Beats
 
     def now(self) -> float: ...
     @property

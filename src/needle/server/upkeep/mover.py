@@ -19,17 +19,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from needle.base.errors import AlreadyExists, DeadlineExceeded, Internal, NeedleError, Unavailable
-from needle.base.events import MOVE_PHASE, MOVE_STUCK, tell
+from needle.base.events import MOVE_PHASE, MOVE_STUCK, MOVE_SWITCHED, tell
 from needle.base.ids import GroupId, shard_group
 from needle.protocol.catalog_commands import AdvanceMove, FinishMove, RestartMove
 from needle.protocol.move_commands import Confirm, Discard, Forget, Freeze, GiveUp, Own, Release, Thaw
 from needle.routing.jobs import JobState
 from needle.routing.topology import MoveInfo, MoveState, Topology, public_name
-from needle.server.lasting import next_beat
 from needle.server.upkeep.copy_turn import CopyTurn
 from needle.server.upkeep.move_steps import STEP_SECONDS, MoveSteps, MovingNode, side_by_side
 from needle.server.upkeep.range_copy import Copy, RangeCopier
-from needle.server.upkeep.switches import End, Switches
+from needle.server.upkeep.switches import End, Step, Switches
 from needle.shard.apply.holdings import FROZEN, GIVEN_UP, OPEN, OVER, RELEASED
 
 log = logging.getLogger("needle.server")
@@ -73,6 +72,7 @@ class Mover:
         self._turn = CopyTurn(self._calls)
         self._copier = RangeCopier(node, self._steps, rows_max, self._turn, self._rest)
         self.switches = Switches(node.now)
+        self._idle = False
         self._driven: dict[int, asyncio.Task[None]] = {}
         self._held: dict[int, _Held] = {}
         """Both by move, of those that this node drives."""
@@ -106,13 +106,17 @@ class Mover:
                 self._held = {info.id: self._held[info.id] for info in moves if info.id in self._held}
                 self._look_at_switches(moves)
                 self._begin(moves)
-                await next_beat(node.now(), PAUSE_SECONDS)
+                self._idle = not moves and not self._driven
+                await node.beats.next(PAUSE_SECONDS, self._rests)
         finally:
             driven = list(self._driven.values())
             self._driven.clear()
             for task in driven:
                 task.cancel()
             await asyncio.gather(*driven, return_exceptions=True)
+
+    def _rests(self) -> bool:
+        return self._idle and not self._node.topology.moves
 
     def _look_at_switches(self, moves: Sequence[MoveInfo]) -> None:
         """Tell of what was decided and does not arrive."""
@@ -217,8 +221,10 @@ class Mover:
         source, copy = self._steps.source(info), None
         if source is not None and source.phase == OPEN and source.attempt <= info.attempt:
             copy = await self._prepare_target(info)  # nothing is frozen for a target that does not answer
+            await self._copy_last(info, copy)
             self.switches.frozen(info.id)
             await self._steps.propose(info, Freeze(info.id, info.attempt))
+            self.switches.passed(info.id, Step.FREEZE)
         source = self._steps.source(info)
         if source is not None and source.phase == OPEN:
             await self._steps.tell_catalog(RestartMove(info.id, info.attempt))
@@ -235,9 +241,18 @@ class Mover:
                     self._hold(info, refused.message, pause)
                 await self._steps.tell_catalog(RestartMove(info.id, info.attempt))
                 raise
+            self.switches.passed(info.id, Step.REST)
             await self._switch(info, copy)
         else:
             await self._switch(info)
+
+    async def _copy_last(self, info: MoveInfo, copy: Copy) -> None:
+        """What was written since the copy ended: of frozen ranges writes would wait for it."""
+        try:
+            await self._copier.copy(info, copy, self._node.topology)
+        except AlreadyExists:
+            await self._steps.tell_catalog(RestartMove(info.id, info.attempt))
+            raise
 
     async def _confirmed(self, info: MoveInfo, copy: Copy | None) -> Copy:
         """Copy the rest and have the target confirm that a majority of it holds everything. copy: how far the target
@@ -283,6 +298,7 @@ class Mover:
         source = self._steps.source(info)
         if source is None or source.phase != RELEASED:
             raise Internal(f"the source of move {info.id} is not released, but {source}")
+        self.switches.passed(info.id, Step.RELEASE)
         self.switches.ended(info.id, End.DECIDED)
         if copy is None:
             target = await self._steps.tell_target(info, self._steps.prepare(info, info.target))
@@ -291,10 +307,14 @@ class Mover:
                 await self._copy_rest(info, copy, await self._node.confirmed(STEP_SECONDS))
         if copy is not None:
             target = await self._steps.tell_target(info, Own(info.id, copy.step, source.floor, info.attempt))
+        self.switches.passed(info.id, Step.OWN)
         self.switches.arrived(info.id)
         await self._steps.tell_catalog(
             AdvanceMove(info.id, MoveState.SWITCHED, released.index, target.at, attempt=info.attempt)
         )
+        self.switches.passed(info.id, Step.MAP)
+        if steps := self.switches.steps(info.id):
+            tell(MOVE_SWITCHED, move=info.id, shard=info.source, target=info.target, steps=steps)
 
     async def _give_up(self, info: MoveInfo) -> None:
         """Have the source keep the ranges; unless it has released them already."""
@@ -325,6 +345,9 @@ class Mover:
             await asyncio.sleep(min(left, LOOK_SECONDS))
 
     def _paused(self, info: MoveInfo) -> bool:
+        """Not one that has begun to freeze: it ends, or what is written meanwhile would be copied without its pace."""
+        if info.state is not MoveState.COPYING:
+            return False
         job = self._node.topology.rebalance
         return job is not None and job.state is JobState.PAUSED and any(one.id == info.id for one in job.running)
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
 import msgspec
-from pyroaring import BitMap
 
 from needle.base.dtypes import DType
 from needle.base.errors import AlreadyExists, CollectionNotFound, Unavailable
@@ -27,7 +27,7 @@ from needle.routing.topology import MoveInfo, MoveState, Topology, public_name
 from needle.server.upkeep.copy_turn import CopyTurn
 from needle.server.upkeep.move_steps import STEP_SECONDS, MoveSteps, MovingNode
 from needle.shard import copying
-from needle.shard.copying import Rest
+from needle.shard.copying import Looked, Rest
 from needle.shard.documents.records import CollectionRecord, StoredDocument
 from needle.shard.state_machine import Replica
 
@@ -41,14 +41,14 @@ Requests = tuple[list[bytes], int]
 
 @dataclass
 class Copy:
-    """How far one driver's copy is. step, cursors: as in holdings.Transfer. known: dead ordinals it has looked at.
+    """How far one driver's copy is. step, cursors: as in holdings.Transfer. known: where it has looked for deletes.
     seen: collections as they were when all of them was copied. group: the source's. documents: that this driver has
     copied. requests: number of the last one that it has."""
 
     group: GroupId
     step: int
     cursors: dict[str, int]
-    known: dict[str, BitMap] = field(default_factory=dict)
+    known: dict[str, Looked] = field(default_factory=dict)
     seen: dict[str, CollectionRecord] = field(default_factory=dict)
     documents: int = 0
     requests: int = -1
@@ -108,7 +108,9 @@ class RangeCopier:
         more = True
         try:
             while more:
-                found, requests, more = await self._node.blocking(self._look_at_rest, info, copy, names)
+                # Not behind searches: writes wait for this look, as they do for the threads that apply.
+                look = partial(self._look_at_rest, info, copy, names)
+                found, requests, more = await self._node.ports.apply_pool.run(look)
                 found = [replace(one, rows=await listed(self._node, one.name, one.rows)) for one in found]
                 told: list[MoveCommand] = list(_of_rest(info, copy, found, requests, self._rows_max))
                 await self._steps.tell_target_all(info, told if more else [*told, then(copy.step)])
@@ -179,7 +181,7 @@ class RangeCopier:
                 await self._rest(info, 0.0 if left else info.throttle_rate)
                 left = left or info.batch_size
         await self._rest(info, 0.0)
-        known = copy.known.get(name, BitMap())
+        known = copy.known.get(name)
         upto = copy.cursors.get(name, -1)
         deleted, known = await self._look(info, copying.deleted, name, info.ranges, upto, known)
         for first in range(0, len(deleted), self._rows_max):

@@ -25,7 +25,7 @@ from needle.protocol.catalog_commands import ConfirmReplicas
 from needle.protocol.peer_calls import WHO, WhoAnswer, WhoCall
 from needle.raft.messages import ConfState
 from needle.routing.topology import Holders, Topology
-from needle.server.lasting import next_beat
+from needle.server.beats import Beats
 from needle.server.ports import Catalog, Peers
 
 log = logging.getLogger("needle.server")
@@ -50,6 +50,7 @@ class LeadingNode(Protocol):
     host: Host
     peers: Peers
     topology: Topology
+    beats: Beats
 
     @property
     def shards(self) -> Catalog: ...
@@ -97,8 +98,14 @@ class Replicas:
     async def run(self) -> None:
         """Until the node stops: one step of each group, then again."""
         while not self._node.host.stopped:
-            await next_beat(self._node.now(), LOOK_SECONDS)
+            await self._node.beats.next(LOOK_SECONDS, self._rests)
             await self._round()
+
+    def _rests(self) -> bool:
+        """Whether a round would find nothing; asked of few groups only."""
+        groups = self._node.host.groups()
+        known = self._held or self._fetching or len(groups) > GROUPS_AT_ONCE
+        return not known and all(self._unsettled(group) is None for group in groups)
 
     async def _round(self) -> None:
         """New nodes are asked once each, and the catalog once, however many groups are under way."""

@@ -18,8 +18,8 @@ from needle.multiraft.host import Host
 from needle.protocol import calls
 from needle.protocol.calls import GroupCall, LeaderAnswer
 from needle.protocol.peer_calls import SHARD_LEADER
+from needle.server.beats import Beats
 from needle.server.certificates import EXPIRED
-from needle.server.lasting import next_beat
 from needle.server.machine.space import Space
 from needle.server.ports import Peers
 
@@ -40,6 +40,7 @@ class LeadingNode(Protocol):
     host: Host
     peers: Peers
     space: Space
+    beats: Beats
 
     @property
     def expired(self) -> bool:
@@ -60,9 +61,8 @@ class RoomierLeaders:
         """Until the node stops."""
         node = self._node
         while not node.host.stopped:
-            await next_beat(node.now(), LOOK_SECONDS)
-            if (node.space.low or node.expired) and not node.host.maintenance:
-                await self.look()
+            await node.beats.next(LOOK_SECONDS, lambda: node.host.maintenance or not (node.space.low or node.expired))
+            await self.look()
 
     async def look(self) -> None:
         """Hand over what is due."""

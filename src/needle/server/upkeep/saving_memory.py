@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 from needle.base.errors import NeedleError
 from needle.base.ids import GroupId, group_name
 from needle.multiraft.host import Host
-from needle.server.lasting import next_beat
+from needle.server.beats import Beats
 from needle.server.machine.space import Space
 from needle.server.ports import NodePorts
 from needle.server.replica import HostedReplica
@@ -32,6 +32,7 @@ class SavingNode(Protocol):
     ports: NodePorts
     space: Space
     groups: dict[GroupId, HostedReplica]
+    beats: Beats
 
     def now(self) -> float: ...
     @property
@@ -52,7 +53,7 @@ class SavingMemory:
         """Until the node stops."""
         node = self._node
         while not node.host.stopped:
-            await next_beat(node.now(), LOOK_SECONDS)
+            await node.beats.next(LOOK_SECONDS, lambda: not (self._tight or node.space.memory.tight))
             await self.look()
 
     async def look(self) -> None:

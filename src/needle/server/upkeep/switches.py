@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from enum import StrEnum
+from itertools import pairwise
+from typing import Any
 
 
 class End(StrEnum):
@@ -18,6 +20,18 @@ class End(StrEnum):
     DECIDED = "decided"
     THAWED = "thawed"
     GIVEN_UP = "given_up"
+
+
+class Step(StrEnum):
+    """What of a switch took its time, in their order. freeze: until the source's log has it. rest: what was written
+    last is looked up, copied and confirmed by the target, while the catalog is asked. release, own: until the source's
+    and the target's log have it. map: until the catalog has its next epoch, and this node hears it."""
+
+    FREEZE = "freeze"
+    REST = "rest"
+    RELEASE = "release"
+    OWN = "own"
+    MAP = "map"
 
 
 class Switches:
@@ -30,6 +44,8 @@ class Switches:
         self._frozen: dict[int, float] = {}
         self._decided: dict[int, float] = {}
         """Since when, by move."""
+        self._passed: dict[int, list[tuple[str, float]]] = {}
+        """By move, since when its ranges freeze, and when each step was over."""
         self._arrived: set[int] = set()
         """Moves whose arrival was told: after an error their last steps are taken again, and count once."""
         self.on_hold: Callable[[End, float], None] = lambda end, seconds: None
@@ -37,12 +53,29 @@ class Switches:
 
     def frozen(self, move: int) -> None:
         """The source of a move takes no writes to its keys, or is about to."""
-        if move not in self._arrived:
-            self._frozen.setdefault(move, self._now())
+        if move not in self._arrived and move not in self._frozen:
+            self._frozen[move] = self._now()
+            self._passed[move] = [("", self._frozen[move])]
+
+    def passed(self, move: int, step: Step) -> None:
+        """A step of a switch that this driver has seen from its start is over."""
+        if (known := self._passed.get(move)) is not None:
+            known.append((step, self._now()))
+
+    def steps(self, move: int) -> str:
+        """How long each step of a switch took that is over, in words; "" if this driver has not seen all of them. They
+        are forgotten."""
+        known = self._passed.pop(move, [])
+        if [name for name, _ in known[1:]] != [*Step]:
+            return ""
+        took = [(name, after - before) for (_, before), (name, after) in pairwise(known)]
+        return ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in took)
 
     def ended(self, move: int, end: End) -> None:
         """It takes them again, or has given them away."""
         since = self._frozen.pop(move, None)
+        if end is not End.DECIDED:
+            self._passed.pop(move, None)
         if since is not None:
             self.on_hold(end, self._now() - since)
         if end is End.DECIDED and move not in self._arrived:
@@ -62,7 +95,8 @@ class Switches:
 
     def keep(self, moves: Collection[int]) -> None:
         """Forget all but these, which this driver drives."""
-        for known in (self._frozen, self._decided):
+        everything: tuple[dict[int, Any], ...] = self._frozen, self._decided, self._passed
+        for known in everything:
             for move in [one for one in known if one not in moves]:
                 del known[move]
         self._arrived.intersection_update(moves)

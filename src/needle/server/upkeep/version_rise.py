@@ -24,7 +24,7 @@ from needle.protocol import calls, catalog_commands
 from needle.protocol.catalog_commands import RaiseVersion
 from needle.protocol.peer_calls import WHO, WhoAnswer, WhoCall
 from needle.routing.topology import NodeInfo, NodeState, Topology
-from needle.server.lasting import next_beat
+from needle.server.beats import Beats
 from needle.server.ports import NodePorts, Peers
 
 log = logging.getLogger("needle.server")
@@ -42,6 +42,7 @@ class RisingNode(Protocol):
     peers: Peers
     ports: NodePorts
     catalog: CatalogMachine | None
+    beats: Beats
 
     def now(self) -> float: ...
     async def execute(self, command: bytes, timeout: float) -> WriteResult: ...
@@ -58,8 +59,8 @@ class VersionRise:
         """Until the node stops."""
         node = self._node
         while not node.host.stopped:
-            await next_beat(node.now(), LOOK_SECONDS)
-            if node.catalog is None or not node.host.is_leader(CATALOG_GROUP):
+            await node.beats.next(LOOK_SECONDS, lambda: node.catalog is None or not node.host.is_leader(CATALOG_GROUP))
+            if node.catalog is None:
                 continue
             try:
                 await self.look(node.catalog.topology)

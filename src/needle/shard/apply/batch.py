@@ -25,14 +25,14 @@ from needle.shard.apply.room import check_room as check_room
 from needle.shard.apply.room import instant_of as instant_of
 from needle.shard.apply.sessions import SessionTable
 from needle.shard.catalog_known import encode_known
-from needle.shard.documents.digest import MODULUS, document_hash, rehashed
+from needle.shard.documents.digest import MODULUS, document_sum, rehashed
 from needle.shard.documents.records import AppliedAt, CollectionRecord, DocRef, StoredDocument, WriteSet, row_id
 from needle.shard.effects import ABSENT, DELETED, WRITTEN, Effect
 from needle.shard.index_change import AS_MADE, IndexState
 from needle.shard.pins import encode_pins
 from needle.shard.plan import PublishedSegment
 
-NOTHING: Final[Mapping[str, Any]] = {}
+NOTHING: Final[Mapping[Any, Any]] = {}
 
 
 class Batch:
@@ -55,7 +55,7 @@ class Batch:
         self._find = find
         self.changes: dict[int, CollectionChange] = {}
         self.dropped: list[int] = []
-        self._read: Mapping[int, StoredDocument] = {}
+        self._read: Mapping[int, StoredDocument] = NOTHING
         """By ordinal: what the command in hand needs."""
         self._reads = False
         """Whether it needs that."""
@@ -68,14 +68,15 @@ class Batch:
     def prefetch(self, commands: Sequence[Command | None]) -> None:
         """Look up the ids of all commands with few queries."""
         wanted: dict[int, dict[str, None]] = {}
+        name, names = "", dict[str, None]()  # neighbours are mostly of one collection
         for command in map(inner, commands):
             if is_by_id(command):
-                record = self.find_record(command.collection)
-                if record is not None and record.documents:
-                    self.change(record)
-                    names = wanted.setdefault(record.id, {})
-                    for id_ in command.ids:
-                        names[id_] = None
+                if command.collection != name:
+                    name, names = command.collection, {}
+                    record = self.find_record(name)
+                    if record is not None and record.documents:
+                        names = wanted.setdefault(self.change(record).record.id, names)
+                names.update(dict.fromkeys(command.ids))
         for collection_id, ids in wanted.items():
             self.lookup(self.changes[collection_id], list(ids))
 
@@ -93,12 +94,13 @@ class Batch:
     def read_ahead(self, command: ById) -> None:
         """Look up its ids, and read the stored documents that it will be judged by. Raises DiskFull or TooManyFiles
         with nothing changed."""
-        self._read = {}
+        self._read = NOTHING
         record = self.find_record(command.collection)
         if record is None:
             return
-        change = self.change(record)
-        self.lookup(change, command.ids)
+        change = self.changes.get(record.id) or self.change(record)
+        if not all(map(change.refs.__contains__, command.ids)):
+            self.lookup(change, command.ids)
         kind, judged = type(command), bool(command.matches) or bool(command.bound)
         self._reads = judged or kind is Patch or kind is UpdateVectors or self._custom
         if not self._reads:
@@ -155,6 +157,8 @@ class Batch:
         self, change: CollectionChange, ids: Sequence[str], given: ByVector = NOTHING, *, keep: bool = False
     ) -> None:
         """Have named vectors follow what was just written."""
+        if self._vector_names.get(change.record.spec.name) == []:
+            return  # as most have none
         for record in self.vectors(change.record):
             of, mine = self.change(record), given.get(record.spec.name, NOTHING)
             follow_and_tell(change, of, ids, mine, self.effects, keep=keep, telling=self.telling)
@@ -213,7 +217,7 @@ class Batch:
         None if they keep their named vectors."""
         if not ids:
             return 0
-        record, refs, existed = change.record, change.refs, 0
+        record, refs, rows, existed = change.record, change.refs, change.rows, 0
         width, ordinal, total = record.spec.vector_bytes, record.next_ordinal, record.total
         base, vectors = row_id(record.id, 0), block if len(ids) == 1 else memoryview(block)
         olds: list[DocRef | None] = []
@@ -227,10 +231,10 @@ class Batch:
                 total -= int.from_bytes(old.hash, "little")
             vector, data, version = vectors[at * width : (at + 1) * width], metadata[at], versions[at]
             instant = expires[at] if expires else 0
-            hash_ = document_hash(ordinal, version, id_, data, ordinal, vector, instant)
-            total += int.from_bytes(hash_, "little")
-            refs[id_] = DocRef(ordinal, version, hash_, ordinal, instant)
-            change.rows.append((base | ordinal, id_, version, data, ordinal))
+            hash_ = document_sum(ordinal, version, id_, data, ordinal, vector, instant)
+            total += hash_
+            refs[id_] = DocRef(ordinal, version, hash_.to_bytes(16, "little"), ordinal, instant)
+            rows.append((base | ordinal, id_, version, data, ordinal))
             change.written[id_] = None
             ordinal += 1
         change.vectors.append(block)
@@ -306,8 +310,9 @@ class Batch:
         dead: tuple[int, ...] = ()
         ordinals, record = (ABSENT,) * len(olds), change.record  # of new documents, as most are
         if any(olds):
-            dead = () if keep else tuple(old.vector for old in olds if old and old.vector != old.ordinal)
-            ordinals = tuple(ABSENT if old is None else old.ordinal for old in olds)
+            if not keep:
+                dead = tuple([old.vector for old in olds if old and old.vector != old.ordinal])
+            ordinals = tuple([ABSENT if old is None else old.ordinal for old in olds])
         self.effects.append(Effect(self.telling, kind, record.id, version, record.next_ordinal, ordinals, dead))
 
     # --- what the shard owns -----------------------------------------------------------------------------------------
@@ -327,21 +332,13 @@ class Batch:
 
     def hide(self, change: CollectionChange, move: int, ordinals: BitMap) -> None:
         """From now on these ordinals of a move are invisible; none: the move hides nothing here."""
-        hidden = dict(self.stored.hidden(change.record.id) if change.hidden is None else change.hidden)
-        hidden.pop(move, None)
-        if ordinals:
-            hidden[move] = ordinals
-        change.hidden = hidden
-        change.touched = True
+        hidden = self.stored.hidden(change.record.id) if change.hidden is None else change.hidden
+        change.hidden, change.touched = _with(hidden, move, ordinals), True
 
     def mark(self, change: CollectionChange, move: int, ordinals: BitMap) -> None:
         """Keep these for the move's Release; none: forget them."""
-        marked = dict(self.stored.marked(change.record.id) if change.marked is None else change.marked)
-        marked.pop(move, None)
-        if ordinals:
-            marked[move] = ordinals
-        change.marked = marked
-        change.touched = True
+        marked = self.stored.marked(change.record.id) if change.marked is None else change.marked
+        change.marked, change.touched = _with(marked, move, ordinals), True
 
     def version(self, index: int) -> int:
         """What an entry's documents get: higher than all versions of their keys, also those given by other shards."""
@@ -395,3 +392,9 @@ class Batch:
             if change.touched:
                 change.write_to(out)
         return out
+
+
+def _with(of_moves: Mapping[int, BitMap], move: int, ordinals: BitMap) -> dict[int, BitMap]:
+    """With these of a move; none: without it."""
+    others = {one: held for one, held in of_moves.items() if one != move}
+    return {**others, move: ordinals} if ordinals else others

@@ -128,12 +128,12 @@ def execute(batch: Batch, index: int, command: Command | None) -> Result | None:
         return WriteResult(version=session, index=session)
     numbered: Session = getattr(command, "session", NO_SESSION)
     if not numbered.id:
-        return _run_once(batch, index, command, once)
+        return _run(batch, index, command) if once is None else _run_once(batch, index, command, once)
     bound: Bound | None = getattr(command, "bound", None)
     known = batch.sessions.find(numbered, index, 0 if bound is None else bound.owner)
     if known is not None:
         return known
-    result = _run_once(batch, index, command, once)
+    result = _run(batch, index, command) if once is None else _run_once(batch, index, command, once)
     if isinstance(result, StaleEpoch):
         # Kept as the answer forever: a copy of this entry that is late must not be executed should the range come
         # back. Whoever writes again, elsewhere or here, does so under a new number.
@@ -142,10 +142,8 @@ def execute(batch: Batch, index: int, command: Command | None) -> Result | None:
     return result
 
 
-def _run_once(batch: Batch, index: int, command: Command, once: Once | None) -> Result:
-    """once: of which the command is, if its request has an idempotency key."""
-    if once is None:
-        return _run(batch, index, command)
+def _run_once(batch: Batch, index: int, command: Command, once: Once) -> Result:
+    """once: of which the command is, for its request has an idempotency key."""
     known = batch.sessions.once.find(once.asked, command)
     if known is not None:
         return known
@@ -216,12 +214,17 @@ def _drop(batch: Batch, index: int, command: DropCollection) -> WriteResult:
 
 def _insert(batch: Batch, index: int, command: Insert) -> WriteResult:
     record = batch.record(command.collection)
-    _check_shape(command, record.spec)
-    command = without_repeats(command)
+    count, spec = len(command.ids), record.spec
+    usual = command.dtype == spec.dtype and len(command.vectors) == count * spec.vector_bytes and not command.expires
+    if not usual or len(command.metadata) != count:
+        _check_shape(command, spec)
+    if count > 1:
+        command = without_repeats(command)
     ids = command.ids
     check_room(record, len(ids))
-    change = batch.change(record)
-    batch.admit(change, ids, command.metadata)
+    change = batch.changes.get(record.id) or batch.change(record)
+    if batch.fence is not None:
+        batch.admit(change, ids, command.metadata)
     if command.bound:
         check_insert(batch, change, command)
     if command.expected is not None:

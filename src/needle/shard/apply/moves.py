@@ -31,6 +31,7 @@ from needle.protocol.move_commands import (
 from needle.shard import effects
 from needle.shard.apply.batch import Batch, check_room
 from needle.shard.apply.before import Member
+from needle.shard.apply.changes import CollectionChange
 from needle.shard.apply.holdings import (
     DISCARDING,
     ENDED,
@@ -176,7 +177,7 @@ def _forget(batch: Batch, index: int, command: Forget, transfer: Transfer) -> Wr
         return WriteResult(version=index, index=index, count=0)
     if transfer.phase != RELEASED:
         raise invalid("phase", transfer.phase, f"forget what move {command.move} left behind once it is released")
-    gone = _delete_hidden(batch, command.move, command.limit)
+    gone = _delete_hidden(batch, command.move, command.limit, telling=index)
     if not gone:
         batch.change_transfer(_changed(transfer, phase=OVER))
     return WriteResult(version=index, index=index, existed=gone > 0, count=gone)
@@ -197,23 +198,33 @@ def _moving(batch: Batch) -> list[CollectionRecord]:
     return [found for one in batch.stored.moving() if (found := batch.numbered(one)) is not None]
 
 
-def _delete_hidden(batch: Batch, move: int, limit: int) -> int:
-    """Delete up to `limit` of the documents that a move hides; how many."""
+def _delete_hidden(batch: Batch, move: int, limit: int, telling: int = 0) -> int:
+    """Delete up to `limit` of the documents that a move hides; how many. telling: the entry, if changes of this shard
+    wrote some of them."""
     left, gone = max(1, limit), 0
     for record in _moving(batch):
         hidden = batch.stored.hidden(record.id).get(move) or BitMap()
         doomed = list(hidden[: left - gone])
         if not doomed:
             continue
-        found = batch.stored.documents(record.id, doomed)
-        change = batch.change(record)
-        batch.lookup(change, [found[ordinal].id for ordinal in doomed])
-        batch.remove(change, [found[ordinal].id for ordinal in doomed])
+        found, change = batch.stored.documents(record.id, doomed), batch.change(record)
+        names = [found[ordinal].id for ordinal in doomed]
+        batch.lookup(change, names)
+        if telling:
+            batch.effects += [_left(telling, batch.change(one), names) for one in (record, *batch.vectors(record))]
+        batch.remove(change, names)
         batch.hide(change, move, hidden - BitMap(doomed))
         gone += len(doomed)
         if gone == left:
             break
     return gone
+
+
+def _left(entry: int, change: CollectionChange, names: Sequence[str]) -> Effect:
+    """The rows that go are named for who may have to read them."""
+    there = [ref for name in names if (ref := change.refs.get(name)) is not None]
+    olds, vectors = tuple(ref.ordinal for ref in there), tuple(ref.vector for ref in there)
+    return Effect(entry, effects.LEFT, change.record.id, olds=olds, vectors=vectors)
 
 
 def _import(batch: Batch, index: int, command: Import, transfer: Transfer) -> WriteResult:

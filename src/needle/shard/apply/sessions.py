@@ -179,7 +179,10 @@ class SessionTable:
 
     def _forget(self, session: int, state: _State, seq: int) -> None:
         self._bytes -= len(state.answers.pop(seq)) + ANSWER_BYTES
-        self._changed[session, seq] = None
+        if self._changed.get((session, seq)) is None:
+            self._changed[session, seq] = None
+        else:  # recorded since the last `dirty`: nobody has stored it
+            del self._changed[session, seq]
         if not state.answers:
             del self._keeping[session]
 

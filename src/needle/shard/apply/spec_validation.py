@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from needle.base.config import Limits
-from needle.base.dtypes import DType
+from needle.base.dtypes import BYTE_BITS, DType
 from needle.base.errors import invalid
-from needle.base.model import KINDS_OF, CollectionSpec, IndexParams, Metric, VectorSpec
+from needle.base.model import KINDS_OF, CollectionSpec, IndexParams, Metric, VectorSpec, metrics_of
 from needle.base.text_checks import check_text
 from needle.routing.collection_names import readable
 
@@ -37,10 +37,11 @@ def check_spec(spec: CollectionSpec, limits: Limits) -> None:
     name, most = (readable(spec.name), VECTOR_BYTES_MAX) if spec.of else (spec.name, NAME_BYTES_MAX)
     check_name("collection", name, most)
     check_int("dimensions", spec.dimensions, 1, limits.dimensions_max)
-    if spec.metric not in list(Metric):
-        raise invalid("metric", spec.metric, f"one of {', '.join(Metric)}")
     if spec.dtype not in list(DType):
         raise invalid("dtype", spec.dtype, f"one of {', '.join(DType)}")
+    check_metric(spec.metric, spec.dtype)
+    if spec.dtype is DType.BIT and spec.dimensions % BYTE_BITS:
+        raise invalid("dimensions", spec.dimensions, f"a multiple of {BYTE_BITS} for dtype {spec.dtype}")
     check_index(spec.index, spec.dtype)
     check_ttl(spec.ttl)
     if spec.model:
@@ -61,6 +62,16 @@ def check_sparse_name(name: str) -> None:
     """Of sparse vectors: a field of metadata, and in no other."""
     if not SPARSE_NAME.fullmatch(name):
         raise invalid("sparse", name, "a name of 1 to 64 letters, digits, '_' or '-' (ASCII)")
+
+
+def check_metric(metric: Metric, dtype: DType) -> None:
+    """Of a collection with vectors of a type."""
+    if metric in metrics_of(dtype):
+        return
+    allowed = f"one of {', '.join(metrics_of(dtype))} for dtype {dtype}"
+    if metric is Metric.HAMMING:
+        allowed += f"; {metric} is for dtype {DType.BIT}"
+    raise invalid("metric", metric, allowed)
 
 
 def check_index(index: IndexParams, dtype: DType = DType.FLOAT32) -> None:

@@ -19,9 +19,9 @@ def pack(result: WriteResult | NeedleError) -> bytes:
     """[version, index, existed, count], perhaps with [ids, reached, upto] behind it, or [code, message, details]."""
     if isinstance(result, NeedleError):
         return _encoder.encode([result.code, result.message, result.details])
-    values: list[Any] = [result.version, result.index, result.existed, result.count]
+    values: tuple[Any, ...] = result.version, result.index, result.existed, result.count
     if result.ids or result.reached != -1 or result.upto != -1:
-        values += [result.ids, result.reached, result.upto]
+        values += result.ids, result.reached, result.upto
     return _encoder.encode(values)
 
 

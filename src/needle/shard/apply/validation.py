@@ -7,7 +7,7 @@ does. Errors name the field, the value and what is allowed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -15,7 +15,7 @@ import msgspec
 
 from needle.base.config import Limits
 from needle.base.dtypes import Floats
-from needle.base.errors import CollectionNotFound, invalid
+from needle.base.errors import CollectionNotFound, NeedleError, invalid
 from needle.base.filters.builder import Filter, conditions, field_path
 from needle.base.model import CollectionSpec, SearchRequest
 from needle.protocol.commands import (
@@ -49,7 +49,7 @@ from needle.shard.apply.named import missing
 from needle.shard.apply.patching import change_bytes, named_paths
 from needle.shard.apply.sessions import NONCE_MAX
 from needle.shard.apply.spec_validation import EF_MAX, check_index, check_int, check_spec, utf8
-from needle.shard.apply.vectors import named_to_log, query_of, to_log
+from needle.shard.apply.vectors import named_to_log, queries_of, query_of, to_log
 from needle.shard.documents.records import ORDINAL_MAX
 
 VERSION_MAX: Final = 2**63 - 1
@@ -197,6 +197,18 @@ def check_search(request: SearchRequest, spec: CollectionSpec, limits: Limits) -
     """The query as (dimensions,) float32, normalised for cosine."""
     check_hits(request, limits)
     return query_of(request.vector, spec)
+
+
+def check_searches(requests: Sequence[SearchRequest], spec: CollectionSpec, limits: Limits) -> Floats | None:
+    """Of requests that differ in their vectors only, at once: (count, dimensions), the same as `check_search` of each.
+    None if there is one of them, or something is wrong with some."""
+    if len(requests) < 2:
+        return None
+    try:
+        check_hits(requests[0], limits)
+    except NeedleError:  # of each by itself
+        return None
+    return queries_of([request.vector for request in requests], spec)
 
 
 def check_hits(request: SearchRequest, limits: Limits) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
-from needle.base.dtypes import FLOAT16_MAX, DType, Floats, itemsize, numbers_of
+from needle.base.dtypes import DType, Floats, itemsize
 from needle.base.errors import InvalidArgument, invalid
 from needle.base.model import CollectionSpec, Metric
 from needle.protocol.commands import Insert, Named, UpdateVectors
@@ -24,10 +25,8 @@ UNIT_ERROR: Final = 2.0**-22
 was read is written back as the same bytes."""
 _COSINE: Final = Metric.COSINE
 _FLOAT32: Final = np.dtype("<f4")
-_ALLOWED: Final = {
-    DType.FLOAT16: f"numbers from -{FLOAT16_MAX:.0f} to {FLOAT16_MAX:.0f} (dtype float16)",
-    DType.INT8: "whole numbers from -128 to 127 (dtype int8)",
-}
+_PLAIN: Final = DType.FLOAT32
+"""By a name of its own, as _COSINE: every write asks for it (see raft.state.LEADER)."""
 
 
 def to_log(command: Insert | UpdateVectors, spec: CollectionSpec) -> tuple[bytes, DType]:
@@ -42,13 +41,13 @@ def named_to_log(named: Named, ids: list[str], spec: CollectionSpec) -> Named:
 
 
 def _to_log(data: bytes, dtype: DType, ids: list[str], spec: CollectionSpec) -> tuple[bytes, DType]:
-    if spec.dtype is DType.FLOAT32 and dtype is DType.FLOAT32:
+    if spec.dtype is _PLAIN and dtype is _PLAIN:
         vectors = _vectors(data, len(ids), spec, ids)
         if spec.metric != _COSINE:
             return data, spec.dtype
         return vectors.astype(_FLOAT32, copy=False).tobytes(), spec.dtype
     numbers = _numbers(data, len(ids), spec, dtype)
-    if spec.dtype is DType.FLOAT32:
+    if spec.dtype is _PLAIN:
         checked = _vectors(numbers.astype(_FLOAT32, copy=False).tobytes(), len(numbers), spec, ids)
         return checked.astype(_FLOAT32, copy=False).tobytes(), spec.dtype
     return _in_range(numbers, spec, ids), spec.dtype
@@ -56,20 +55,49 @@ def _to_log(data: bytes, dtype: DType, ids: list[str], spec: CollectionSpec) -> 
 
 def query_of(data: bytes, spec: CollectionSpec) -> Floats:
     """A query as (dimensions,) float32, normalised for cosine. Raises InvalidArgument."""
+    if spec.dtype is DType.BIT:
+        return _bits_asked_for(data, spec)
     query: Floats = _vectors(data, 1, spec)[0]
     return query
 
 
+def queries_of(each: Sequence[bytes], spec: CollectionSpec) -> Floats | None:
+    """Several queries as (count, dimensions) float32, each the same bits as `query_of` gives, in a few passes over all;
+    None if one of them is to be looked at by itself."""
+    if spec.dtype is DType.BIT or any(len(data) != 4 * spec.dimensions for data in each):
+        return None
+    vectors: Floats = np.frombuffer(b"".join(each), _FLOAT32).reshape(len(each), spec.dimensions)
+    wide = vectors.astype(np.float64)
+    squares = np.add.reduce(wide * wide, axis=1)  # as of one: row by row, in the same order
+    if not np.all((squares > 0) & (squares <= SQUARE_MAX)):
+        return None
+    if spec.metric == _COSINE and len(others := np.flatnonzero(np.abs(squares - 1) > UNIT_ERROR)):
+        vectors = vectors.astype(np.float32)
+        vectors[others] = (wide[others] / np.sqrt(squares[others])[:, None]).astype(np.float32)
+    return vectors.astype(np.float32, copy=sys.byteorder == "big")
+
+
+def _bits_asked_for(data: bytes, spec: CollectionSpec) -> Floats:
+    """A query that is bits, as what is stored."""
+    form = spec.form
+    numbers = _numbers(data, 1, spec, _PLAIN)
+    bad = np.flatnonzero(form.unsayable(numbers)[0])
+    if len(bad):
+        raise invalid(f"vector[{int(bad[0])}]", float(numbers[0, bad[0]]), form.allowed(numbers))
+    query: Floats = form.scored(form.stored(numbers))[0]
+    return query
+
+
 def _numbers(data: bytes, count: int, spec: CollectionSpec, dtype: DType) -> Floats:
-    """(count, numbers), whatever type they came in."""
-    numbers, size = spec.form.numbers, itemsize(dtype)
-    if len(data) != count * numbers * size:
+    """(count, how many callers may give), whatever type they came in."""
+    numbers = spec.form.rows_given(data, count, dtype)
+    if numbers is None:
         text = (
-            f"a vector of {len(data) / (size * count):g} {dtype} values is not allowed: collection {spec.name!r} takes "
-            f"{numbers} {spec.dtype} values"
+            f"a vector of {len(data) / (itemsize(dtype) * count):g} {dtype} values is not allowed: collection "
+            f"{spec.name!r} takes {spec.form.takes}"
         )
         raise InvalidArgument(text, field="vector")
-    return numbers_of(data, dtype).reshape(count, numbers)
+    return numbers
 
 
 def _in_range(numbers: Floats, spec: CollectionSpec, ids: list[str]) -> bytes:
@@ -78,7 +106,7 @@ def _in_range(numbers: Floats, spec: CollectionSpec, ids: list[str]) -> bytes:
     bad = form.unsayable(numbers)
     if bad.any():
         row, column = map(int, np.argwhere(bad)[0])
-        raise invalid(f"vector of {ids[row][:80]!r}[{column}]", float(numbers[row, column]), _ALLOWED[form.dtype])
+        raise invalid(f"vector of {ids[row][:80]!r}[{column}]", float(numbers[row, column]), form.allowed(numbers))
     rows = form.stored(numbers)
     if spec.metric == _COSINE and len(zero := np.flatnonzero(~rows.any(axis=1))):
         raise _bad_vector(numbers, int(zero[0]), ids, f"not all zeros as {form.dtype}: such a vector has no cosine")

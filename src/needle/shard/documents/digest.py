@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 import xxhash
@@ -40,9 +40,21 @@ def document_hash(
     expires: int = 0,
 ) -> bytes:
     """16 bytes that identify one stored document version. vector: as it is stored."""
-    total = _head_hash(id_, ordinal, version, metadata, expires)
-    total += xxhash.xxh3_128_intdigest(_place.pack(vector_ordinal, 3) + vector)
-    return (total % MODULUS).to_bytes(16, "little")
+    return document_sum(ordinal, version, id_, metadata, vector_ordinal, vector, expires).to_bytes(16, "little")
+
+
+def document_sum(
+    ordinal: int,
+    version: int,
+    id_: str,
+    metadata: bytes,
+    vector_ordinal: int,
+    vector: bytes | memoryview,
+    expires: int = 0,
+) -> int:
+    """The same as a number, which is what is added up."""
+    total: int = xxhash.xxh3_128_intdigest(_place.pack(vector_ordinal, 3) + vector)
+    return (total + _head_hash(id_, ordinal, version, metadata, expires)) % MODULUS
 
 
 Head = tuple[int, int, bytes, int]
@@ -83,14 +95,43 @@ def _spec_bytes(spec: CollectionSpec) -> bytes:
     return msgspec.json.encode(fields)
 
 
-def replica_digest(collections: Iterable[tuple[int, CollectionSpec, int, int, int]], holdings: bytes = b"") -> str:
-    """32 hex digits over (collection id, spec, next ordinal, document count, sum of document hashes) each, and what
-    the shard owns if that ever changed."""
-    rows = sorted((cid, spec.name, _spec_bytes(spec), end, n, total) for cid, spec, end, n, total in collections)
-    digest = xxhash.xxh3_128()
-    for cid, _, spec_bytes, end, count, total in rows:
-        digest.update(struct.pack("<QIQQ", cid, len(spec_bytes), end, count))
-        digest.update(spec_bytes)
-        digest.update(total.to_bytes(16, "little"))
-    digest.update(holdings)
-    return digest.hexdigest()
+class Counted(Protocol):
+    """A collection, as far as a digest tells of it (records.CollectionRecord)."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def spec(self) -> CollectionSpec: ...
+    @property
+    def next_ordinal(self) -> int: ...
+    @property
+    def documents(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+
+
+class DigestParts:
+    """What digests are made of, kept of each collection until it is another record: a replica with thousands of them is
+    asked for its digest on the event loop. From any thread."""
+
+    def __init__(self) -> None:
+        self._parts: dict[int, tuple[Counted, bytes]] = {}
+
+    def digest(self, records: Iterable[Counted], holdings: bytes = b"") -> str:
+        """32 hex digits over id, spec, next ordinal, document count and sum of document hashes of each collection, and
+        what the shard owns if that ever changed."""
+        known, parts = self._parts, dict[int, tuple[Counted, bytes]]()
+        for record in records:
+            kept = known.get(record.id)
+            parts[record.id] = kept if kept is not None and kept[0] is record else (record, _part(record))
+        self._parts = parts  # one assignment: whoever asks at the same time makes some of them twice
+        digest = xxhash.xxh3_128()
+        digest.update(b"".join([parts[id_][1] for id_ in sorted(parts)]))
+        digest.update(holdings)
+        return digest.hexdigest()
+
+
+def _part(record: Counted) -> bytes:
+    spec = _spec_bytes(record.spec)
+    head = struct.pack("<QIQQ", record.id, len(spec), record.next_ordinal, record.documents)
+    return b"".join((head, spec, record.total.to_bytes(16, "little")))

@@ -147,6 +147,16 @@ class WriteSet(msgspec.Struct):
         named = (self.holdings, self.pins, self.catalog)
         return bool(self.manifests or self.removed or self.indexing) or any(one is not None for one in named)
 
+    def _merge_answers(self, later: dict[tuple[int, int], bytes | None]) -> None:
+        """Of an answer that was kept since the last commit, and is forgotten by now, the file knows nothing: a number
+        of a session is answered once. (What is remembered of requests, under session 0, may come again.)"""
+        answers = self.answers
+        for key, answer in later.items():
+            if answer is None and key[0] and answers.get(key) is not None:
+                del answers[key]
+            else:
+                answers[key] = answer
+
     def merge(self, later: WriteSet) -> None:
         """Add what the entries right behind these change."""
         self.at = later.at
@@ -167,7 +177,8 @@ class WriteSet(msgspec.Struct):
         for session in later.sessions_removed:
             self.sessions.pop(session, None)
         self.sessions_removed += later.sessions_removed
-        self.answers.update(later.answers)
+        if later.answers:
+            self._merge_answers(later.answers)
         self.size += later.size
         self.kept += later.kept
         for name in ("holdings", "pins", "catalog"):

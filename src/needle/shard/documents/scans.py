@@ -157,15 +157,18 @@ def places(connection: apsw.Connection, collection_id: int, ids: Sequence[str]) 
     return found
 
 
-def placed(connection: apsw.Connection, collection_id: int, ids: Sequence[str], universe: BitMap) -> BitMap:
+def placed(
+    connection: apsw.Connection, collection_id: int, ids: Sequence[str], universe: BitMap, died: Callable[[], BitMap]
+) -> BitMap:
     """Those of some ordinals, which were live at one earlier moment and are not purged, whose documents have one of
-    these ids. They are looked up as of now; of those that died meanwhile it is told by their rows."""
+    these ids. They are looked up as of now; of those that died meanwhile it is told by their rows. died: which of
+    `universe` these are, and maybe more; asked after the look-up."""
     current_ = places(connection, collection_id, ids)
     found = BitMap(list(current_.values())) & universe
     if len(found) == len(set(ids)) or not universe:
         return found
     wanted = frozenset(ids).difference(id_ for id_, ordinal in current_.items() if ordinal in found)
-    dead = (BitMap(graves(connection, collection_id, universe.max())) & universe).to_array()
+    dead = died().to_array()
     base = row_id(collection_id, 0)
     for start in range(0, len(dead), CHUNK):
         part = padded([base | ordinal for ordinal in dead[start : start + CHUNK]])

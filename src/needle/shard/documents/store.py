@@ -198,10 +198,10 @@ class DocumentStore:
         with self.reading() as connection:
             return scans.places(connection, collection_id, ids)
 
-    def placed(self, collection_id: int, ids: Sequence[str], universe: BitMap) -> BitMap:
+    def placed(self, collection_id: int, ids: Sequence[str], universe: BitMap, died: Callable[[], BitMap]) -> BitMap:
         """See scans.placed; from one consistent read."""
         with self.at_once() as connection:
-            return scans.placed(connection, collection_id, ids, universe)
+            return scans.placed(connection, collection_id, ids, universe, died)
 
     def by_id_held(
         self, collection_id: int, ids: Sequence[str], *, vectors: bool

@@ -41,6 +41,8 @@ def _weights() -> tuple[_Words, tuple[int, int, int]]:
 
 
 _OF_WORDS, _OF_LAST = _weights()
+_OF_HEAD: Final = _OF_WORDS[:2]
+_OF_PAGE: Final = np.ascontiguousarray(_OF_WORDS[2:].T)
 
 
 class Seen(NamedTuple):
@@ -83,13 +85,16 @@ class WalCheck:
         if len(data) < count * FRAME_BYTES:
             raise self._damaged(f"it ends within frame {first + len(data) // FRAME_BYTES}")
         frames = np.frombuffer(data, np.uint8).reshape(count, FRAME_BYTES)
-        words = np.concatenate((frames[:, :8], frames[:, 24:]), axis=1).view(order).astype(np.uint32, copy=False)
+        head = frames[:, :8].view(order).astype(np.uint32, copy=False)
+        page = frames[:, 24:].view(order).astype(np.uint32, copy=False)
         stored = np.ascontiguousarray(frames[:, 16:24]).view(">u4").astype(np.uint32)
         before = np.vstack((np.frombuffer(last, ">u4").astype(np.uint32), stored[:-1]))
         a, b, d = (np.uint32(n) for n in _OF_LAST)
         carried = np.stack((a * before[:, 0] + b * before[:, 1], b * before[:, 0] + d * before[:, 1]), axis=1)
         salted = np.frombuffer(salts, np.uint8)
-        wrong = ((words @ _OF_WORDS + carried) != stored).any(axis=1) | (frames[:, 8:16] != salted).any(axis=1)
+        # A product of integers takes four times as long as these two sums.
+        summed = np.stack([np.einsum("ij,j->i", page, weights) for weights in _OF_PAGE], axis=1) + head @ _OF_HEAD
+        wrong = ((summed + carried) != stored).any(axis=1) | (frames[:, 8:16] != salted).any(axis=1)
         if wrong.any():
             raise self._damaged(f"frame {first + int(wrong.argmax())} is not what was written")
         return bytes(stored[-1].astype(">u4"))

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 import msgspec
+from pyroaring import BitMap
 
 from needle.base.errors import CorruptDocuments, StorageError
 from needle.base.file_errors import SHORTAGES
@@ -30,6 +31,7 @@ from needle.shard.documents import purging
 from needle.shard.documents.purging import Held
 from needle.shard.documents.records import (
     INDEXING,
+    ORDINAL_BITS,
     DocRef,
     DocumentRow,
     Doomed,
@@ -87,6 +89,7 @@ class DocumentWriter:
         self._on_damage = on_damage
         self._waiting: WriteSet | None = None
         self._newest: dict[int, DocumentRow] = {}
+        self._buried: list[tuple[int, int]] = []
         """The documents that wait, by row; none once a commit has found no room. Replaced when they are committed."""
         self._failed: BaseException | None = None
         self._lock = threading.Lock()
@@ -125,6 +128,7 @@ class DocumentWriter:
         with self._alone():
             self._check()
             hides = self.hides
+            self._buried = changes.graves  # before any read can see it
             if self._waiting is None:
                 self._waiting = changes
             else:
@@ -145,6 +149,11 @@ class DocumentWriter:
             self._save()
             self._commit_whole(changes)
             self._failpoint("apply-after-commit")
+
+    def buried(self, collection_id: int) -> BitMap:
+        """The ordinals of a collection whose rows died with the newest write: reads may see it before memory has it."""
+        base = row_id(collection_id, 0)
+        return BitMap(row - base for row, _ in self._buried if base <= row < base + (1 << ORDINAL_BITS))
 
     @property
     def waits(self) -> bool:

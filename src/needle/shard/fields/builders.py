@@ -16,6 +16,8 @@ from needle.base.model import HitBatch
 
 SHARE = 4
 """A quarter of the search threads may make indexes, at least one."""
+FEW_DOCUMENTS = 4096
+"""So many take some ten milliseconds to read and to index."""
 
 
 class BeingIndexed(Exception):
@@ -35,11 +37,25 @@ class Builders:
         self._free = threading.BoundedSemaphore(self.limit)
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """Hold a place. Raises BeingIndexed if all are taken."""
+    def place(self, documents: int) -> Iterator[None]:
+        """Hold a place. documents: so many are to be read for an index. Raises BeingIndexed if all are taken."""
         if not self._free.acquire(blocking=False):
             raise BeingIndexed("other searches make the indexes of the fields that they filter on")
         try:
             yield
         finally:
             self._free.release()
+
+
+class NoBuilders(Builders):
+    """For searches beside which others wait: they bring indexes forward by a few documents, and make none."""
+
+    def __init__(self) -> None:
+        super().__init__(SHARE)
+
+    @contextmanager
+    def place(self, documents: int) -> Iterator[None]:
+        """Without a place. Raises BeingIndexed for what takes long."""
+        if documents > FEW_DOCUMENTS:
+            raise BeingIndexed("an index is made by who asks this replica alone")
+        yield

@@ -28,6 +28,7 @@ import msgspec
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import StorageError
 from needle.base.file_errors import SHORTAGES
+from needle.base.sparse import SPARSE_KIND
 from needle.shard.disk import ReplicaDisk
 from needle.shard.fields import run_format
 from needle.shard.fields.field_index import FieldState, Run
@@ -38,6 +39,8 @@ log = logging.getLogger("needle.shard")
 FAILURES: Final = (StorageError, *SHORTAGES)
 _UNREADABLE: Final = (*DECODE_ERRORS, ValueError, KeyError)
 _NAME: Final = re.compile(r"(\d+)-(\d+)-(\d+)-(\d+)-(\d+)-(\d+)-([0-9a-f]{32})\.field")
+_KEPT_AS: Final[dict[bool | str, str]] = {SPARSE_KIND: f"{SPARSE_KIND}.1"}
+"""What earlier releases kept of these kinds is made again: a few more numbers are values of a sparse vector now."""
 NEW: Final = ".new"
 """Behind the name of a file that is being written."""
 Place = tuple[int, str]
@@ -244,7 +247,7 @@ class FieldFiles:
 
 def place_of(collection_id: int, key: Key) -> Place:
     """Under which place the index of a path, as instants or not, is kept."""
-    path = msgspec.msgpack.encode((list(key[0]), key[1]))
+    path = msgspec.msgpack.encode((list(key[0]), _KEPT_AS.get(key[1], key[1])))
     return collection_id, hashlib.blake2b(path, digest_size=16).hexdigest()
 
 

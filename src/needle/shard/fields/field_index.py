@@ -9,7 +9,7 @@ Invariants: runs are immutable and consecutive; a state covers every stored ordi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -214,6 +214,27 @@ def _any_equal(known: Known, values: Sequence[Any]) -> Match:
         by_kind.setdefault(kind(value), []).append(value)
     parts = [_ANY_OF_KIND[name](known, same_kind) for name, same_kind in by_kind.items()]
     return any_of(parts)
+
+
+def each_equal(state: FieldState, values: Sequence[bool | int | float | str]) -> Iterator[BitMap]:
+    """For each of the values, one after the other, the ordinals that have it, as far as the columns can tell. All are
+    looked up at once."""
+    by_kind: dict[str, list[int]] = {}
+    for at, value in enumerate(values):
+        by_kind.setdefault(kind(value), []).append(at)
+    where: dict[int, list[tuple[Column, int]]] = {}
+    for name, of_kind in by_kind.items():
+        keys = [_key(values[at]) for at in of_kind]
+        for run in state.runs:
+            for column in (run.columns[one] for one in _OF_KIND.get(name, ()) if one in run.columns):
+                for at, place in zip(of_kind, column.places(keys), strict=True):
+                    if place >= 0:
+                        where.setdefault(at, []).append((column, place))
+    for at, value in enumerate(values):
+        if isinstance(value, bool):
+            yield state.marked(TRUE if value else FALSE)
+        else:
+            yield BitMap.union(BitMap(), *(column.owners(place) for column, place in where.pop(at, ())))
 
 
 def _all_equal(known: Known, values: Sequence[Any]) -> Match:

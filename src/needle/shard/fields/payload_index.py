@@ -170,7 +170,7 @@ class PayloadIndex:
     def _make(self, lacking: Sequence[Field], end: int, builders: Builders | None, go_on: Callable[[], None]) -> None:
         """Make the indexes whole. Raises BeingIndexed if others do such work; the background begins meanwhile."""
         try:
-            with nullcontext() if builders is None else builders.place():
+            with nullcontext() if builders is None else builders.place(max(end - one.state.end for one in lacking)):
                 while self._advance(lacking, end):
                     go_on()
         except BeingIndexed:

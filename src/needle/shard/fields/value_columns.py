@@ -168,6 +168,20 @@ class Column(ABC):
             return BitMap.union(BitMap(), *map(self._of, found))
         return self.of_slices([(one, one + 1) for one in found])
 
+    def places(self, values: Sequence[Any]) -> list[int]:
+        """Of each value the place of its key, -1 if no ordinal has it: exactly."""
+        keys = [self.exact(value) for value in values]
+        there = [place for place, key in enumerate(keys) if key is not None]
+        found = np.full(len(values), -1, np.int64)
+        needles = np.array([keys[place] for place in there], self.keys.dtype)
+        at = np.minimum(np.searchsorted(self.keys, needles), len(self.keys) - 1)
+        found[there] = np.where(self.keys[at] == needles, at, -1)
+        return found.tolist()
+
+    def owners(self, place: int) -> BitMap:
+        """The ordinals that have the key at a place. Not to be changed."""
+        return self._of(place)
+
     def between(self, bounds: Bounds) -> Match:
         """The ordinals with a value within bounds."""
         start, end = 0, len(self.keys)

@@ -27,8 +27,8 @@ from needle.shard.plan import PublishedSegment
 from needle.shard.segments import page_cache
 from needle.shard.segments.codes import coded, coding
 from needle.shard.segments.format import Contents, checksum_of, copy_head, verify_file, write_tail
-from needle.shard.segments.graph import BuildCancelled, nodes_of
-from needle.shard.segments.graph_builder import GraphBuilder, graph_over
+from needle.shard.segments.graph import BuildCancelled
+from needle.shard.segments.graph_builder import GraphBuilder, full_graph, graph_over
 from needle.shard.segments.lists import LISTED, listed
 from needle.shard.segments.opened import wanting
 from needle.shard.segments.scoring import Ints
@@ -93,8 +93,8 @@ def _start(
         if (missing := wanting(base.path)) is not None:
             raise missing from error
         raise CorruptSegment(f"faiss cannot read {base.path}: {error}", path=base.path) from error
-    if base.kind is not IndexKind.HNSW:
-        index = graph_over(spec, index.hnsw, base.node_blocks())
+    if base.kind is not IndexKind.HNSW or spec.form.bits:
+        index = graph_over(spec, index.hnsw, base.stored_nodes() if spec.form.bits else base.node_blocks())
     builder = GraphBuilder(spec, cancelled, (index, base.rows, base.node_of, base.beam))
     if builder.keeps_stored:
         for rows in base.stored_nodes():
@@ -127,17 +127,19 @@ def _contents(builder: GraphBuilder, spec: CollectionSpec, cancelled: Callable[[
             made.lists,
             keeps=builder,
         )
-    index, node_of, bands, longest, beam = graph = builder.finish()
+    index, nodes, node_of, bands, longest, beam = graph = builder.finish()
     of, codes = coding(spec), None
     if of is not None and index.ntotal:
-        codes = coded(of, spec.metric, index, bands, cancelled)
+        codes = coded(of, spec.metric, index, nodes, bands, cancelled)
     if codes is None and spec.form.unit and spec.dtype is not DType.FLOAT32:
         # What is stored does not follow from what is scored: it has to lie beside the graph over full vectors.
-        vectors = builder.stored(nodes_of(index))
+        vectors = builder.stored(nodes)
         return Contents(IndexKind.HNSW_SQ8, index, node_of, bands, longest, vectors, keeps=(builder, graph), beam=beam)
+    if codes is None and spec.form.bits:  # there are none
+        index = full_graph(spec)
     if of is None or codes is None:  # full vectors are always right
         return Contents(IndexKind.HNSW, index, node_of, bands, longest, beam=beam)
-    vectors, keeps = builder.stored(nodes_of(index)), (builder, graph, codes)
+    vectors, keeps = builder.stored(nodes), (builder, graph, codes)
     return Contents(of.kind, codes.index, node_of, bands, longest, vectors, codes.stretch, keeps=keeps, beam=beam)
 
 

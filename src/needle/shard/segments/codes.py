@@ -16,9 +16,9 @@ from typing import Any, Final, NamedTuple
 import faiss
 import numpy as np
 
-from needle.base.dtypes import DType
+from needle.base.dtypes import BYTE_BITS, DType, StoredRows
 from needle.base.model import CollectionSpec, IndexKind, Metric
-from needle.shard.segments.graph import SLICE_ROWS, Band, BuildCancelled, faiss_metric, nodes_of
+from needle.shard.segments.graph import SLICE_ROWS, Band, BuildCancelled, faiss_metric, nodes_of, scored
 from needle.shard.segments.scoring import Floats, Ints, Scan, square_norms, top_k
 from needle.shard.segments.walk import Walk, as_coded, divisor
 
@@ -29,25 +29,31 @@ SAMPLE_QUERIES, SAMPLE_K, SAMPLE_BEAMS = 128, 10, (20, 64)
 """What a file is measured by: so many of its own vectors as queries, their nearest others, with beams so wide."""
 LOSS_MAX: Final = 0.004
 """So much less recall than the same graph has over full vectors is no reason for a wider beam."""
+QUERY_BITS: Final = 1
+"""Of a component of a query, where vectors are bits."""
 _RANGE_ROWS: Final = 16_384
 _OUTSIDE: Final = 0.0005
 _MARGIN: Final = 0.02
 
 
 class Coding(NamedTuple):
-    """Which codes. half: of each component two bytes (float16) instead of one."""
+    """Which codes. half: of each component two bytes (float16) instead of one. bits: the vectors are bits, which codes
+    of a bit say as they are."""
 
     kind: IndexKind
     half: bool = False
+    bits: bool = False
 
 
 def coding(spec: CollectionSpec) -> Coding | None:
     """Of a collection's graphs; None for full vectors. A graph over more digits than are stored would be a waste, so
-    `hnsw` means two bytes a component for float16 and one for int8."""
+    `hnsw` means two bytes a component for float16, one for int8, and a bit for bits."""
     if spec.index.kind in CODED:
         return Coding(spec.index.kind)
     if spec.index.kind is not IndexKind.HNSW or spec.dtype is DType.FLOAT32:
         return None
+    if spec.form.bits:
+        return Coding(IndexKind.HNSW_RABITQ, bits=True)
     return Coding(IndexKind.HNSW_SQ8, half=spec.dtype is DType.FLOAT16)
 
 
@@ -61,10 +67,16 @@ class Coded(NamedTuple):
 
 
 def coded(
-    of: Coding, metric: Metric, index: Any, bands: tuple[Band, ...], cancelled: Callable[[], bool]
+    of: Coding,
+    metric: Metric,
+    index: Any,
+    nodes: StoredRows,
+    bands: tuple[Band, ...],
+    cancelled: Callable[[], bool],
 ) -> Coded | None:
-    """A graph over full vectors with codes instead; None where these do not do. Raises BuildCancelled."""
-    nodes, kind = nodes_of(index), of.kind
+    """A graph over full vectors with codes instead; None where these do not do. nodes: all that it has, as it holds
+    them. Raises BuildCancelled."""
+    kind = of.kind
     storage = _empty_storage(of, metric, nodes, bands)
     if storage is None:
         return None
@@ -77,17 +89,19 @@ def coded(
     made.d, made.ntotal, made.metric_type, made.is_trained = storage.d, storage.ntotal, storage.metric_type, True
     made.hnsw, made.storage, made.own_fields = index.hnsw, storage, False
     made.hnsw.is_similarity = storage.metric_type == faiss.METRIC_INNER_PRODUCT
-    stretch = _stretch(kind, metric, index, made, bands, cancelled)
+    stretch = 1.0 if of.bits else _stretch(kind, metric, index, made, bands, cancelled)
     return None if stretch is None else Coded(made, storage, stretch)
 
 
-def _empty_storage(of: Coding, metric: Metric, nodes: Floats, bands: tuple[Band, ...]) -> Any | None:
+def _empty_storage(of: Coding, metric: Metric, nodes: StoredRows, bands: tuple[Band, ...]) -> Any | None:
     """Trained on some of the vectors."""
     kind = of.kind
     if of.half:
         halves: Any = faiss.IndexScalarQuantizer(nodes.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss_metric(metric))
         halves.is_trained = True
         return halves
+    if of.bits:
+        return _of_bits(nodes.shape[1] * BYTE_BITS)
     sample = _sample(nodes, bands)
     if kind is IndexKind.HNSW_RABITQ:
         rows = as_coded(kind, metric, sample)
@@ -108,6 +122,15 @@ def _empty_storage(of: Coding, metric: Metric, nodes: Floats, bands: tuple[Band,
     return storage
 
 
+def _of_bits(dimensions: int) -> Any:
+    """Codes that say which side of a half each component is on, and the same of a query: of zeros and ones that is all
+    there is to say."""
+    made: Any = faiss.IndexRaBitQ(dimensions, faiss.METRIC_L2)
+    faiss.copy_array_to_vector(np.full(dimensions, 0.5, np.float32), made.center)
+    made.qb, made.is_trained = QUERY_BITS, True
+    return made
+
+
 def _sample(nodes: Floats, bands: tuple[Band, ...]) -> Floats:
     """Vectors from everywhere, scaled like the rest."""
     chosen = np.unique(np.linspace(0, len(nodes) - 1, min(len(nodes), _RANGE_ROWS)).astype(np.int64))
@@ -125,11 +148,11 @@ def _lengths(bands: tuple[Band, ...], nodes: int) -> Floats:
     return lengths
 
 
-def _scaled(nodes: Floats, bands: tuple[Band, ...]) -> Iterator[Floats]:
+def _scaled(nodes: StoredRows, bands: tuple[Band, ...]) -> Iterator[Floats]:
     """All vectors, a slice at a time."""
     lengths = _lengths(bands, len(nodes)) if bands else None
     for at in range(0, len(nodes), SLICE_ROWS):
-        rows = nodes[at : at + SLICE_ROWS]
+        rows = scored(nodes[at : at + SLICE_ROWS])
         yield rows if lengths is None else rows / lengths[at : at + SLICE_ROWS, None]
 
 

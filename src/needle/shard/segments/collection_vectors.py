@@ -154,10 +154,10 @@ class CollectionVectors:
             served = []
             for segment, sealed in zip(manifest, opened, strict=True):
                 if sealed is None:
-                    self._growing = self._read_rows(self._growing, segment.first, segment.last).closed()
+                    self._growing = self._read_rows(rows, self._growing, segment.first, segment.last).closed()
                 else:
                     served.append(Served(sealed, None).only(live.between(segment.first, segment.last)))
-            self._growing = self._read_rows(self._growing, covered(manifest), next_ordinal - 1)
+            self._growing = self._read_rows(rows, self._growing, covered(manifest), next_ordinal - 1)
             self._served = tuple(served)
             self._arrived = [sealed for sealed in staged if sealed is not None]
             self._refresh()
@@ -270,10 +270,10 @@ class CollectionVectors:
         """Stop using a segment whose file turned out damaged; its rows are read back from the documents.
 
         False: it is not attached, or there are no documents to read from (then it goes on being served)."""
-        if self._rows is None:
+        if (rows := self._rows) is None:
             return False
         # Read outside the lock: the documents have locks of their own, which the apply thread may hold.
-        restored = self._read_rows(GrowingSegment(self.spec.form), segment.first, segment.last).closed()
+        restored = self._read_rows(rows, GrowingSegment(self.spec.form), segment.first, segment.last).closed()
         with self._lock:
             served = next((s for s in self._served if s.sealed.segment == segment), None)
             if served is None:
@@ -295,7 +295,7 @@ class CollectionVectors:
     def close(self) -> None:
         """Release files and memory; searches on views already taken still work."""
         with self._lock:
-            self._closed = True
+            self._closed, self._rows = True, None  # which are of its holder: both would lie until the collector comes
             self._served, self._arrived = (), []
             self._growing = GrowingSegment(self.spec.form)
             self._view = VectorsView(self.spec, self._growing, ())
@@ -378,9 +378,7 @@ class CollectionVectors:
                     remove_file(path)
         return None
 
-    def _read_rows(self, growing: GrowingSegment, first: int, last: int) -> GrowingSegment:
-        if self._rows is None:
-            raise Internal("no documents to read vectors from")
-        for ordinals, vectors in self._rows(first, last) if self._holds else ():
+    def _read_rows(self, rows: Rows, growing: GrowingSegment, first: int, last: int) -> GrowingSegment:
+        for ordinals, vectors in rows(first, last) if self._holds else ():
             growing = growing.appended(np.asarray(ordinals, np.int64), np.asarray(vectors, self.spec.form.array))
         return growing

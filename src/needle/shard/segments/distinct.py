@@ -13,17 +13,20 @@ from collections.abc import Callable
 
 import numpy as np
 
+from needle.base.dtypes import StoredRows
 from needle.base.vector_hashes import Hashes, row_hashes
-from needle.shard.arrays import Bools, Floats, Ints
+from needle.shard.arrays import Bools, Ints
 
 
-def same_rows(left: Floats, right: Floats) -> Bools:
-    """(n,) True where left[i] and right[i] have the same bytes."""
-    same: Bools = (left.view(np.uint32) == right.view(np.uint32)).all(axis=1)
+def same_rows(left: StoredRows, right: StoredRows) -> Bools:
+    """(n,) True where left[i] and right[i] have the same bytes. Both are float32, or bytes."""
+    if left.dtype == np.float32:
+        left, right = left.view(np.uint32), right.view(np.uint32)
+    same: Bools = (left == right).all(axis=1)
     return same
 
 
-def unique_rows(rows: Floats) -> tuple[Ints, Ints]:
+def unique_rows(rows: StoredRows) -> tuple[Ints, Ints]:
     """The first of each set of equal rows, ascending, and for every row its place in that list."""
     hashes = row_hashes(rows)
     _, first, which = np.unique(hashes, return_index=True, return_inverse=True)
@@ -37,7 +40,7 @@ def unique_rows(rows: Floats) -> tuple[Ints, Ints]:
 class DistinctRows:
     """Numbers distinct vectors in the order in which they come. stored: reads back the vectors of numbers."""
 
-    def __init__(self, stored: Callable[[Ints], Floats]) -> None:
+    def __init__(self, stored: Callable[[Ints], StoredRows]) -> None:
         self._stored = stored
         self._hashes = np.empty(0, np.uint64)
         self._numbers = np.empty(0, np.int64)
@@ -46,7 +49,7 @@ class DistinctRows:
     def __len__(self) -> int:
         return self._count
 
-    def add(self, rows: Floats) -> tuple[Ints, Ints]:
+    def add(self, rows: StoredRows) -> tuple[Ints, Ints]:
         """Returns (number of each row, indexes of the rows that are new, in the order of their numbers). The caller
         stores the new rows before the next call."""
         chosen, place = unique_rows(rows)
@@ -65,7 +68,7 @@ class DistinctRows:
         self._count += len(new)
         return numbers[place], chosen[new]
 
-    def take(self, rows: Floats) -> None:
+    def take(self, rows: StoredRows) -> None:
         """Number all these rows, equal or not: they are stored already."""
         self._remember(row_hashes(rows), np.arange(self._count, self._count + len(rows)))
         self._count += len(rows)

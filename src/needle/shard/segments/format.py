@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 import numpy as np
 import xxhash
 
-from needle.base.dtypes import DType, StoredRows, itemsize
+from needle.base.dtypes import DType, StoredRows, VectorForm
 from needle.base.errors import CorruptSegment
 from needle.base.file_errors import shortage
 from needle.base.model import CODES, CollectionSpec, IndexKind, Metric
@@ -39,7 +39,7 @@ PAGE_BYTES: Final = 4096
 _BAND = np.dtype([("first", "<u4"), ("nodes", "<u4"), ("longest", "<f4"), ("even", "<u4")])
 _CHECKSUM_BYTES = 16
 TAIL_BYTES = _FOOTER.size + _CHECKSUM_BYTES
-_METRICS = (Metric.COSINE, Metric.L2, Metric.DOT)
+_METRICS = (Metric.COSINE, Metric.L2, Metric.DOT, Metric.HAMMING)
 # Never in another order: it is what files say.
 _KINDS = (
     IndexKind.HNSW,
@@ -49,7 +49,7 @@ _KINDS = (
     IndexKind.IVF_FLAT,
     IndexKind.IVF_PQ,
 )
-_DTYPES = (DType.FLOAT32, DType.FLOAT16, DType.INT8)
+_DTYPES = (DType.FLOAT32, DType.FLOAT16, DType.INT8, DType.BIT)
 _READ_BYTES = 1 << 20
 _WRITE_ROWS = 4096
 
@@ -280,7 +280,7 @@ def read_layout(path: str, footer: Footer, dtype: DType) -> Layout:
             if of != _DTYPES.index(dtype):
                 raise CorruptSegment(f"segment file {os.path.basename(path)} is not of {dtype}: {of}", path=path)
             apart = Apart(_KINDS[kind], nodes, vectors_at, stretch)
-            at = vectors_at + nodes * footer.dimensions * itemsize(dtype)
+            at = vectors_at + nodes * VectorForm(footer.dimensions, dtype).row_bytes
         if max(at, rows, footer.bands, lists) > footer.segment.size:
             raise CorruptSegment(f"segment file {os.path.basename(path)} is shorter than it says", path=path)
         file.seek(at)

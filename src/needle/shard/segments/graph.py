@@ -16,8 +16,10 @@ from typing import Any, Final, NamedTuple
 import faiss
 import numpy as np
 
+from needle.base.dtypes import StoredRows
 from needle.base.model import Metric
-from needle.shard.segments.scoring import Floats
+from needle.shard.segments.bits import differing_pairs
+from needle.shard.segments.scoring import Floats, square_norms
 
 SLICE_ROWS = 1024
 BAND_RATIO: Final = 1.1
@@ -51,8 +53,9 @@ UNMEASURED: Final = Beam(0, 0)
 
 
 def faiss_metric(metric: Metric) -> int:
-    """The faiss metric of a collection; cosine vectors are normalised, so their inner product is the cosine."""
-    return int(faiss.METRIC_L2 if metric == Metric.L2 else faiss.METRIC_INNER_PRODUCT)
+    """The faiss metric of a collection; cosine vectors are normalised, so their inner product is the cosine. Of zeros
+    and ones the squared distance, by which faiss has L2, is the Hamming distance."""
+    return int(faiss.METRIC_L2 if metric in (Metric.L2, Metric.HAMMING) else faiss.METRIC_INNER_PRODUCT)
 
 
 class BuildCancelled(Exception):
@@ -74,6 +77,25 @@ def bands_of(lengths: Floats) -> tuple[Band, ...]:
         found.append(Band(at, end - at, float(lengths[at]) * ROUNDING, bool(lengths[end - 1] >= floor)))
         at = end
     return () if not found or (len(found) == 1 and found[0].even) else tuple(found)
+
+
+def scored(nodes: StoredRows) -> Floats:
+    """(n, d) float32: vectors of a graph that is built as distances are computed from them, without a copy but for
+    bits."""
+    if nodes.dtype != np.uint8:
+        return nodes
+    wide: Floats = np.unpackbits(nodes, axis=1).astype(np.float32)
+    return wide
+
+
+def lengths_of(nodes: StoredRows) -> Floats:
+    """(n,) float32 of such vectors."""
+    if nodes.dtype != np.uint8:
+        return np.sqrt(square_norms(nodes))
+    none, lengths = np.zeros((1, nodes.shape[1]), np.uint8), np.empty(len(nodes), np.float32)
+    for at in range(0, len(nodes), SLICE_ROWS):
+        lengths[at : at + SLICE_ROWS] = np.sqrt(differing_pairs(none, nodes[at : at + SLICE_ROWS]))
+    return lengths
 
 
 def nodes_of(index: Any) -> Floats:

@@ -4,6 +4,8 @@ A graph that is searched with vectors of its own finds nearly all of their neigh
 So the last vectors are put in last: before that they are asked (beams.py), and the beam that they need goes into the
 file. Invariant: nodes have the order in which their vectors came, whether that is measured or not.
 
+Vectors are held in float32, as they are scored; bits as they are stored (bit_graph.py).
+
 It does not know file names, manifests or who builds; faiss's errors pass through.
 """
 
@@ -17,6 +19,7 @@ import numpy as np
 
 from needle.base.dtypes import DType, StoredRows
 from needle.base.model import GRAPHS, CollectionSpec, Metric
+from needle.shard.segments import bit_graph
 from needle.shard.segments.beams import least_beam, sample, tail_of, waiting_max
 from needle.shard.segments.distinct import DistinctRows
 from needle.shard.segments.graph import (
@@ -28,16 +31,18 @@ from needle.shard.segments.graph import (
     BuildCancelled,
     bands_of,
     faiss_metric,
+    lengths_of,
     nodes_of,
 )
-from needle.shard.segments.scoring import Floats, Ints, square_norms
+from needle.shard.segments.scoring import Ints
 
 
 class Graph(NamedTuple):
-    """A finished graph. node_of: (rows,) the node of each row, or None when row i is node i. bands: empty for one graph
-    over all nodes. beam: that it needs."""
+    """A finished graph. nodes: its vectors as it holds them, without a copy. node_of: (rows,) the node of each row, or
+    None when row i is node i. bands: empty for one graph over all nodes. beam: that it needs."""
 
     index: Any
+    nodes: StoredRows
     node_of: Ints | None
     bands: tuple[Band, ...]
     longest: float
@@ -45,9 +50,9 @@ class Graph(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Distinct vectors alone. vectors: (nodes, d) float32. node_of, longest: as in Graph."""
+    """Distinct vectors alone. vectors: of the nodes, as they are held. node_of, longest: as in Graph."""
 
-    vectors: Floats
+    vectors: StoredRows
     node_of: Ints | None
     longest: float
 
@@ -71,8 +76,8 @@ class GraphBuilder:
         self._index = _empty_graph(spec) if base is None else base[0]
         # By length is sorted what is all known: until then the vectors of an inner product wait here.
         waits = spec.metric == Metric.DOT or spec.index.kind not in GRAPHS
-        self._held = faiss.IndexFlat(spec.dimensions) if waits else None
-        self._waiting: list[Floats] = []
+        self._held = _empty_flat(spec) if waits else None
+        self._waiting: list[StoredRows] = []
         """Behind the graph's nodes, slices that were not put in yet."""
         self._waiting_max = waiting_max(spec.dimensions)
         self._beam = UNMEASURED
@@ -86,23 +91,26 @@ class GraphBuilder:
         if base is not None:
             self._start_from(*base)
 
-    def _nodes(self) -> Floats:
-        return nodes_of(self._index if self._held is None else self._held)
+    def _nodes(self) -> StoredRows:
+        return self._nodes_of(self._index if self._held is None else self._held)
 
-    def _known(self, nodes: Ints) -> Floats:
+    def _nodes_of(self, index: Any) -> StoredRows:
+        return bit_graph.rows_of(index) if self._form.bits else nodes_of(index)
+
+    def _known(self, nodes: Ints) -> StoredRows:
         """(n, d) vectors that came already."""
         held = self._nodes()
         inside = nodes < len(held)
         if inside.all():
             return held[nodes]
-        found = np.empty((len(nodes), held.shape[1]), np.float32)
+        found = np.empty((len(nodes), held.shape[1]), held.dtype)
         found[inside] = held[nodes[inside]]
         found[~inside] = np.concatenate(self._waiting)[nodes[~inside] - len(held)]
         return found
 
     def _start_from(self, index: Any, rows: int, node_of: Ints | None, beam: Beam) -> None:
         self._beam = beam
-        nodes = nodes_of(index)
+        nodes = self._nodes_of(index)
         for part in _slices(nodes):
             self._distinct.take(part)
             if self._held is not None:
@@ -119,10 +127,10 @@ class GraphBuilder:
         if self._kept is not None:
             self._kept.append(rows)
 
-    def stored(self, nodes: Floats) -> StoredRows:
+    def stored(self, nodes: StoredRows) -> StoredRows:
         """All nodes, as they are stored, in their order."""
         if self._kept is None:
-            return self._form.stored(nodes)
+            return nodes if self._form.bits else self._form.stored(nodes)
         return np.concatenate(self._kept) if self._kept else self._form.rows(b"")
 
     def add(self, rows: StoredRows) -> None:
@@ -130,7 +138,7 @@ class GraphBuilder:
         for at in range(0, len(rows), SLICE_ROWS):
             self._go_on()
             given = rows[at : at + SLICE_ROWS]
-            part = np.ascontiguousarray(self._form.scored(given))
+            part = np.ascontiguousarray(given if self._form.bits else self._form.scored(given))
             nodes, new = self._distinct.add(part)
             self._node_of.append(nodes)
             self.keep(given[new])
@@ -146,12 +154,12 @@ class GraphBuilder:
     def finish(self) -> Graph:
         """The graph of everything that was added."""
         if self._held is None:
-            waiting = np.concatenate([np.empty((0, self._spec.dimensions), np.float32), *self._waiting])
+            waiting = np.concatenate([self._nodes()[:0], *self._waiting])
             self._waiting.clear()
             self._insert_measured(waiting)
         nodes = self._nodes()
         node_of = np.concatenate([np.empty(0, np.int64), *self._node_of])
-        lengths = np.sqrt(square_norms(nodes))
+        lengths = lengths_of(nodes)
         longest = float(lengths.max(initial=0.0)) * ROUNDING
         bands: tuple[Band, ...] = ()
         if self._held is not None:
@@ -161,18 +169,21 @@ class GraphBuilder:
                 self._build_bands(nodes, order, bands)
                 place = np.empty(len(order), np.int64)
                 place[order] = np.arange(len(order))
-                return Graph(self._index, place[node_of], bands, longest, self._beam)
+                return self._graph(place[node_of], bands, longest)
             self._insert_measured(nodes[self._index.ntotal :])
-        return Graph(self._index, _named(node_of, len(nodes)), (), longest, self._beam)
+        return self._graph(_named(node_of, len(nodes)), (), longest)
+
+    def _graph(self, node_of: Ints | None, bands: tuple[Band, ...], longest: float) -> Graph:
+        return Graph(self._index, self._nodes_of(self._index), node_of, bands, longest, self._beam)
 
     def rows(self) -> Rows:
         """Everything that was added, where no graph is made of it."""
         nodes = self._nodes()
         node_of = np.concatenate([np.empty(0, np.int64), *self._node_of])
-        longest = float(np.sqrt(square_norms(nodes).max(initial=0.0))) * ROUNDING
+        longest = float(lengths_of(nodes).max(initial=0.0)) * ROUNDING
         return Rows(nodes, _named(node_of, len(nodes)), longest)
 
-    def _build_bands(self, nodes: Floats, order: Ints, bands: tuple[Band, ...]) -> None:
+    def _build_bands(self, nodes: StoredRows, order: Ints, bands: tuple[Band, ...]) -> None:
         self._index, self._beam = _empty_graph(self._spec), UNMEASURED
         largest = max((band for band in bands if band.even), key=lambda band: band.nodes, default=None)
         for band in bands:
@@ -187,7 +198,7 @@ class GraphBuilder:
                 self._measure(queries, bands, band._replace(nodes=len(first)))
             self._insert_some(nodes, last)
 
-    def _insert_measured(self, waiting: Floats) -> None:
+    def _insert_measured(self, waiting: StoredRows) -> None:
         """Into the one graph over all nodes; before the last of them come, they are asked."""
         total = self._index.ntotal + len(waiting)
         tail = tail_of(total, min(len(waiting), self._waiting_max), self._beam)
@@ -196,14 +207,15 @@ class GraphBuilder:
             self._measure(waiting[-tail:][sample(tail)])
             self._insert(waiting[-tail:])
 
-    def _measure(self, queries: Floats, bands: tuple[Band, ...] = (), band: Band | None = None) -> None:
-        self._beam = least_beam(self._spec.metric, self._index, bands, band, queries, self._cancelled)
+    def _measure(self, queries: StoredRows, bands: tuple[Band, ...] = (), band: Band | None = None) -> None:
+        nodes = self._nodes_of(self._index)
+        self._beam = least_beam(self._spec.metric, self._index, nodes, bands, band, queries, self._cancelled)
 
-    def _insert_some(self, nodes: Floats, chosen: Ints) -> None:
+    def _insert_some(self, nodes: StoredRows, chosen: Ints) -> None:
         for at in range(0, len(chosen), SLICE_ROWS):
             self._insert(nodes[chosen[at : at + SLICE_ROWS]])
 
-    def _insert(self, nodes: Floats) -> None:
+    def _insert(self, nodes: StoredRows) -> None:
         for part in _slices(nodes):
             self._go_on()
             self._index.add(part)
@@ -218,18 +230,27 @@ def _named(node_of: Ints, nodes: int) -> Ints | None:
     return None if len(node_of) == nodes and np.array_equal(node_of, np.arange(nodes)) else node_of
 
 
+def _empty_flat(spec: CollectionSpec) -> Any:
+    return faiss.IndexBinaryFlat(spec.dimensions) if spec.form.bits else faiss.IndexFlat(spec.dimensions)
+
+
 def _empty_graph(spec: CollectionSpec) -> Any:
+    return bit_graph.empty_graph(spec) if spec.form.bits else full_graph(spec)
+
+
+def full_graph(spec: CollectionSpec) -> Any:
+    """Without nodes yet, for full vectors in float32."""
     index = faiss.IndexHNSWFlat(spec.dimensions, spec.index.m, faiss_metric(spec.metric))
     index.hnsw.efConstruction = spec.index.ef_construction
     return index
 
 
-def graph_over(spec: CollectionSpec, hnsw: Any, nodes: Iterable[Floats]) -> Any:
-    """A graph over full vectors, of the links of one that has codes in their stead."""
+def graph_over(spec: CollectionSpec, hnsw: Any, nodes: Iterable[StoredRows]) -> Any:
+    """A graph over full vectors, of the links of one that has codes in their stead. nodes: as graphs hold them."""
     index = _empty_graph(spec)
-    storage = faiss.downcast_index(index.storage)
+    storage: Any = index.storage if spec.form.bits else faiss.downcast_index(index.storage)
     for part in nodes:
-        storage.add(np.ascontiguousarray(part, dtype=np.float32))
+        storage.add(np.ascontiguousarray(part))
     index.hnsw, index.ntotal = hnsw, storage.ntotal
     # Its codes may have been compared otherwise.
     index.hnsw.is_similarity = faiss_metric(spec.metric) == faiss.METRIC_INNER_PRODUCT
@@ -237,6 +258,6 @@ def graph_over(spec: CollectionSpec, hnsw: Any, nodes: Iterable[Floats]) -> Any:
     return index
 
 
-def _slices(rows: Floats) -> Iterator[Floats]:
+def _slices(rows: StoredRows) -> Iterator[StoredRows]:
     for at in range(0, len(rows), SLICE_ROWS):
-        yield np.ascontiguousarray(rows[at : at + SLICE_ROWS], dtype=np.float32)
+        yield np.ascontiguousarray(rows[at : at + SLICE_ROWS])

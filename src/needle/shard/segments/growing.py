@@ -20,16 +20,18 @@ from needle.shard.segments.scoring import Bools, Floats, Ints, Scan, square_norm
 
 CHUNK_ROWS_FIRST = 4
 CHUNK_ROWS_MIN = 64
-"""Below so many rows a chunk that is full is copied into one twice as large: most collections may be small."""
 CHUNK_ROWS_MAX = 8192
 PAGES_BYTES = 1 << 20
-"""Chunks from this size on have pages of their own."""
+"""A chunk of fewer bytes, or of fewer rows than CHUNK_ROWS_MIN, is copied into one twice as large once it is full: most
+collections may be small, and a scan takes some fifty microseconds a chunk, whatever it holds. Larger ones stay, and
+have pages of their own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """`rows` vectors with ascending ordinals. Arrays may be longer than `rows`. live: None when no row is dead. grows:
-    once it is full it may be replaced by a larger copy."""
+    """`rows` vectors with ascending ordinals. Arrays may be longer than `rows`. norms: squared lengths of the stored
+    numbers. live: None when no row is dead. norm_max: no row that is scored is longer. grows: once it is full it may be
+    replaced by a larger copy."""
 
     vectors: StoredRows
     ordinals: Ints
@@ -104,6 +106,7 @@ class GrowingSegment:
 
     def __init__(self, form: VectorForm, chunks: tuple[Chunk, ...] = ()) -> None:
         self._form = form
+        self._small = min(max(CHUNK_ROWS_MIN, -(-PAGES_BYTES // form.row_bytes)), CHUNK_ROWS_MAX)
         self.chunks = chunks
 
     def __len__(self) -> int:
@@ -147,17 +150,20 @@ class GrowingSegment:
     def _new_chunk(self, chunks: list[Chunk], wanted: int) -> Chunk:
         """Doubling up to CHUNK_ROWS_MAX, so that thousands of small collections stay small."""
         doubled = 2 * len(chunks[-1].vectors) if chunks else CHUNK_ROWS_FIRST
-        return self._empty_chunk(min(max(doubled, min(wanted, CHUNK_ROWS_MIN)), CHUNK_ROWS_MAX))
+        return self._empty_chunk(min(max(doubled, min(wanted, self._small)), CHUNK_ROWS_MAX))
 
     def _empty_chunk(self, capacity: int) -> Chunk:
         vectors, ordinals = _room(capacity, self._form), np.empty(capacity, np.int64)
-        grows = capacity < CHUNK_ROWS_MIN
+        grows = capacity < self._small
         return Chunk(vectors, ordinals, np.empty(capacity, np.float32), 0, None, 0.0, grows)
 
     def _grown(self, full: Chunk, wanted: int) -> Chunk:
-        """A copy of a small chunk, with room. Readers keep the one that they have."""
+        """A copy of a small chunk, with room, and without the dead if these are most of it: then it is no larger.
+        Readers keep the one that they have."""
+        if 2 * full.live_rows() < full.rows:
+            full = _copied(full)
         rows = full.rows
-        larger = self._empty_chunk(min(max(2 * rows, rows + wanted), CHUNK_ROWS_MIN))
+        larger = self._empty_chunk(min(max(2 * rows, rows + wanted, CHUNK_ROWS_FIRST), self._small))
         larger.vectors[:rows], larger.ordinals[:rows], larger.norms[:rows] = full.vectors, full.ordinals, full.norms
         return replace(larger, rows=rows, live=full.live, norm_max=full.norm_max)
 
@@ -253,8 +259,10 @@ class GrowingSegment:
                 inside = _member(ordinals, allowed[start:stop])
                 mask = inside if mask is None else mask & inside
             rows = chunk.vectors[: chunk.rows]
-            if self._form.divides:
-                scan.add_stored(self._form, rows, ordinals, mask)
+            if self._form.bits:
+                scan.add_bits(self._form, rows, ordinals, mask)
+            elif self._form.divides:
+                scan.add_stored(self._form, rows, ordinals, mask, np.sqrt(chunk.norms[: chunk.rows]))
             else:
                 scan.add(self._form.scored(rows), ordinals, mask, chunk.norms[: chunk.rows])
 
@@ -273,13 +281,15 @@ def _fill(form: VectorForm, chunk: Chunk, ordinals: Ints, vectors: StoredRows) -
     rows = chunk.rows + len(ordinals)
     chunk.vectors[chunk.rows : rows] = vectors
     chunk.ordinals[chunk.rows : rows] = ordinals
-    norms = square_norms(form.scored(vectors))
+    # Where what is scored would be divided by its length, that is what a scan needs to know.
+    norms = square_norms(form.widened(vectors) if form.divides else form.scored(vectors))
     chunk.norms[chunk.rows : rows] = norms
     live = chunk.live
     if live is not None:
         live = np.concatenate((live, np.ones(len(ordinals), np.bool_)))
     # Kept a little high: it bounds a rounding error.
-    norm_max = max(chunk.norm_max, float(np.sqrt(norms.max())) * 1.001)
+    longest = 1.0 if form.divides else float(np.sqrt(norms.max()))
+    norm_max = max(chunk.norm_max, longest * 1.001)
     return Chunk(chunk.vectors, chunk.ordinals, chunk.norms, rows, live, norm_max, chunk.grows)
 
 

@@ -169,7 +169,7 @@ class IndexChanges:
             return 0.0, 0.0, 0
         many = 4 * vectors.spec.dimensions * len(before) > MANY_BYTES
         asked = self._queries(vectors.spec.name)
-        queries, own = await self._pool.run(_chosen, before, asked, QUERIES_OF_MANY if many else QUERIES)
+        queries, own = await self._pool.run(queries_of, before, asked, QUERIES_OF_MANY if many else QUERIES)
         found = []
         for at in range(len(queries)):
             began = self._clock.monotonic()
@@ -181,12 +181,13 @@ class IndexChanges:
         return first, second, len(found)
 
 
-def _chosen(view: VectorsView, asked: Sequence[bytes], count: int) -> tuple[Floats, list[bool]]:
-    """Queries to measure by, (n, d) float32: of those that were asked, and vectors from everywhere where these are too
-    few; and which of them are vectors of the collection."""
-    dimensions = view.spec.dimensions
-    recorded = [np.frombuffer(one, "<f4") for one in asked if len(one) == 4 * dimensions][-count:]
-    rows = [np.empty((0, dimensions), np.float32), *(one[None] for one in recorded)]
+def queries_of(view: VectorsView, asked: Sequence[bytes], count: int) -> tuple[Floats, list[bool]]:
+    """Queries to measure by, (n, d) float32: of those that were asked, as callers gave them, and vectors from
+    everywhere where these are too few; and which of them are vectors of the collection."""
+    form = view.spec.form
+    given = [numbers for one in asked if (numbers := form.rows_given(one, 1)) is not None][-count:]
+    recorded = [form.scored(form.stored(rows)) for rows in given] if form.bits else given
+    rows = [np.empty((0, form.dimensions), np.float32), *recorded]
     sizes = [served.live_rows() for served in view.served]
     ends, total = np.cumsum(sizes), sum(sizes)
     places = np.unique(np.linspace(0, total - 1, min(total, count - len(recorded))).astype(np.int64))

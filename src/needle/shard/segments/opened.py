@@ -11,6 +11,8 @@ Only modules of this package import faiss; its errors become CorruptSegment.
 from __future__ import annotations
 
 import mmap
+import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -26,7 +28,7 @@ from needle.shard.segments.format import Layout
 from needle.shard.segments.graph import Band, nodes_of
 from needle.shard.segments.probe import Lists, Probe, keys_in_place, share
 from needle.shard.segments.refined import Refined
-from needle.shard.segments.scoring import Floats, Ints
+from needle.shard.segments.scoring import Floats, Ints, square_norms
 from needle.shard.segments.walk import Walk
 
 RESCORE_MARGIN: Final = 8
@@ -44,6 +46,8 @@ DENSE: Final = 4
 DENSE_NODES: Final = 1024
 """Where one of so many nodes is wanted, and so many of them, those between are read, too."""
 
+LENGTHS_BYTES: Final = 16 << 20
+"""Of a file, for lengths that exact searches measured: 4 bytes a vector."""
 LET_GO_BYTES: Final = 16 << 20
 FAULT_BYTES: Final = 64 << 10
 """What Linux maps around a byte that is asked for."""
@@ -79,12 +83,13 @@ class OpenIndex:
         self.nodes = len(self._raw)
         self._at = faiss.cast_integer_to_float_ptr(self._raw.ctypes.data)
         self._lists = layout.lists
+        self._lengths: Floats | None = None
         self._refined: Refined | None = None
         if layout.lists is not None:
             self._finder = self._probe(path, metric, index, layout, layout.lists)
         elif index is not None:
             self._refined = self._refines(path, index, layout)
-            self._finder = Walk(index, metric, layout.bands, self.vectors, self.kind)
+            self._finder = Walk(index, metric, layout.bands, _vectors_of(self), self.kind)
 
     def _probe(self, path: str, metric: Metric, index: Any, layout: Layout, lists: Lists) -> Probe:
         codes = self.kind is IndexKind.IVF_PQ
@@ -162,6 +167,19 @@ class OpenIndex:
             return self._form.stored(self.vectors(nodes))
         return self._raw_rows(nodes).view(self._form.array).reshape(-1, self._form.numbers)
 
+    def lengths(self, nodes: Ints | slice, rows: StoredRows) -> Floats | None:
+        """(n,) of the numbers of these nodes, which are stored as these rows: kept once they were asked for. None if
+        there would be too many to keep."""
+        if 4 * self.nodes > LENGTHS_BYTES:
+            return None
+        if self._lengths is None:
+            self._lengths = np.full(self.nodes, np.nan, np.float32)
+        found: Floats = self._lengths[nodes]
+        if np.isnan(found).any():
+            found = np.sqrt(square_norms(self._form.widened(rows)))
+            self._lengths[nodes] = found  # threads write the same
+        return found
+
     def _raw_rows(self, nodes: Ints | slice) -> Raw:
         # Indexing by few numbers keeps the interpreter's lock, also while the disk is waited for; `take` never does.
         rows = self._raw[nodes] if isinstance(nodes, slice) else self._raw.take(nodes)
@@ -212,6 +230,18 @@ class OpenIndex:
         if self._mapped >= LET_GO_BYTES and self._mapping is not None:
             self._mapped = 0
             _advise(self._mapping, "MADV_DONTNEED")
+
+
+def _vectors_of(opened: OpenIndex) -> Callable[[Ints], Floats]:
+    """Its vectors, for a part of it: what held itself would lie, with its file, until Python's collector came."""
+    itself = weakref.ref(opened)
+
+    def vectors(nodes: Ints) -> Floats:
+        whole = itself()
+        assert whole is not None
+        return whole.vectors(nodes)
+
+    return vectors
 
 
 def _map(path: str) -> Any:

@@ -20,6 +20,7 @@ from needle.base.model import Metric
 from needle.shard.arrays import Bools as Bools
 from needle.shard.arrays import Floats as Floats
 from needle.shard.arrays import Ints as Ints
+from needle.shard.segments.bits import differing
 from needle.shard.segments.blas import use_one_thread
 from needle.shard.segments.distinct import unique_rows
 
@@ -56,11 +57,11 @@ def pair_distances(metric: Metric, queries: Floats, rows: Floats) -> Floats:
 
 def _pair_block(metric: Metric, queries: Floats, rows: Floats) -> Floats:
     with np.errstate(over="ignore", invalid="ignore"):
-        if metric == Metric.L2:
+        if metric in (Metric.L2, Metric.HAMMING):
             difference = np.subtract(rows, queries)
             np.multiply(difference, difference, out=difference)
             squares: Floats = difference.sum(axis=1, dtype=np.float32)
-            return np.sqrt(squares, out=squares)
+            return squares if metric == Metric.HAMMING else np.sqrt(squares, out=squares)
         product: Floats = np.add.reduce(np.multiply(rows, queries), axis=1, dtype=np.float32)
         if metric == Metric.DOT:
             return np.negative(product, out=product)
@@ -77,7 +78,9 @@ def square_norms(rows: Floats) -> Floats:
 
 def slack(metric: Metric, queries: Floats, norm_max: float | Floats) -> Floats:
     """(nq, 1): how far two `_keys` may be out of order against `pair_distances`, for rows no longer than norm_max; with
-    lengths of n rows (nq, n), for each."""
+    lengths of n rows (nq, n), for each. Sums of zeros and ones are exact."""
+    if metric == Metric.HAMMING:
+        return np.zeros((len(queries), 1), np.float32)
     unit = 4.0 * (queries.shape[1] + 8) * UNIT_ROUNDOFF
     if len(queries) == 1 and isinstance(norm_max, float):
         return _slack_of_one(metric, unit, queries[0], norm_max)
@@ -102,10 +105,12 @@ def _keys(metric: Metric, queries: Floats, rows: Floats, norms: Floats | None) -
     """(nq, n) float32, ordered like the distances but for rounding: one matrix product."""
     with np.errstate(over="ignore", invalid="ignore"):
         keys: Floats = np.matmul(queries, rows.T)
-        if metric != Metric.L2:
+        if metric not in (Metric.L2, Metric.HAMMING):
             return np.negative(keys, out=keys)
         keys *= np.float32(-2)
         keys += square_norms(rows) if norms is None else norms
+        if metric == Metric.HAMMING:  # as `add_bits` has them
+            keys += square_norms(queries)[:, None]
         return keys
 
 
@@ -123,6 +128,7 @@ class Scan:
         self._pairs = 0
         self._slack = slack(metric, queries, norm_max)
         self._divided = False
+        self._packed: StoredRows | None = None
         self._bound = np.full((len(queries), 1), np.inf, np.float32)
         self.found: list[Candidates] = []
 
@@ -157,23 +163,49 @@ class Scan:
         seen, place = np.unique(row, return_inverse=True)
         self._take(Candidates(query, ordinals[row], self._distances(rows(seen), query, place.reshape(-1))))
 
-    def add_stored(self, form: VectorForm, rows: StoredRows, ordinals: Ints, mask: Bools | None = None) -> None:
+    def add_stored(
+        self,
+        form: VectorForm,
+        rows: StoredRows,
+        ordinals: Ints,
+        mask: Bools | None = None,
+        lengths: Floats | None = None,
+    ) -> None:
         """Like `add`, of rows as they are stored in a form that `divides`: one product of the widened numbers, and
-        their lengths, say which rows may be near; only these are made unit vectors. rows: (n, numbers)."""
+        their lengths, say which rows may be near; only these are made unit vectors. rows: (n, numbers).
+        lengths: (n,) of the widened rows, where these are known: to measure them takes longer than the product."""
         if mask is not None:
             chosen = np.flatnonzero(mask)
             rows, ordinals = rows[chosen], ordinals[chosen]
+            lengths = None if lengths is None else lengths[chosen]
         if not self._divided:
             self._divided = True
             self._slack *= np.float32(_LENGTHS_SLACK)
         for at in range(0, len(rows), _STORED_ROWS):
-            part = rows[at : at + _STORED_ROWS]
-            wide = form.widened(part)
+            block = slice(at, at + _STORED_ROWS)
+            keys = self._keys_of_stored(form, rows[block], None if lengths is None else lengths[block])
+            self.add_keys(keys, partial(_unit_rows, form, rows[block]), ordinals[block])
+
+    def add_bits(self, form: VectorForm, rows: StoredRows, ordinals: Ints, mask: Bools | None = None) -> None:
+        """Like `add`, of rows of bits as they are stored: what is counted are their distances. rows: (n, numbers)."""
+        if mask is not None:
+            chosen = np.flatnonzero(mask)
+            rows, ordinals = rows[chosen], ordinals[chosen]
+        if self._packed is None:
+            self._packed = form.stored(self.queries)
+        for at in range(0, len(rows), _STORED_ROWS):
+            keys = differing(self._packed, rows[at : at + _STORED_ROWS])
+            query, row = np.nonzero(self._near(keys))
+            self._take(Candidates(query, ordinals[at + row], keys[query, row]))
+
+    def _keys_of_stored(self, form: VectorForm, rows: StoredRows, lengths: Floats | None) -> Floats:
+        wide = form.widened(rows)
+        keys: Floats = np.matmul(self.queries, wide.T)
+        if lengths is None:
             lengths = np.sqrt(square_norms(wide))
-            keys: Floats = np.matmul(self.queries, wide.T)
-            with np.errstate(over="ignore", invalid="ignore"):
-                keys /= np.negative(np.where(lengths > 0, lengths, np.float32(1)))
-            self.add_keys(keys, partial(_unit_rows, form, part), ordinals[at : at + _STORED_ROWS])
+        with np.errstate(over="ignore", invalid="ignore"):
+            keys /= np.negative(np.where(lengths > 0, lengths, np.float32(1)))
+        return keys
 
     def _near(self, keys: Floats) -> Bools:
         """Which may be among the k nearest of all so far."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from math import ceil
+from math import ceil, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ from needle.base.explain import Way
 from needle.base.model import CollectionSpec, IndexKind
 from needle.shard.plan import PublishedSegment
 from needle.shard.segments import page_cache
+from needle.shard.segments.bits import differing_pairs
 from needle.shard.segments.format import read_layout, searched_bytes, verify_file
 from needle.shard.segments.graph import ROUNDING, Band
 from needle.shard.segments.lists import LISTED
@@ -63,8 +64,9 @@ class Effort(NamedTuple):
     beam: int
 
     def within(self, band: Band, count: int) -> int:
-        """How many rows that count, of so many in the band, are to be within the beam."""
-        return max(self.near, -(-self.beam * count // band.nodes))
+        """How many rows that count, of so many in the band, are to be within the beam. Of a half the k nearest are some
+        of the 2k nearest of all, for which the beam has to be wider than for the k nearest, and less than twice."""
+        return max(self.near, ceil(self.beam * sqrt(count / band.nodes)))
 
 
 class SealedSegment:
@@ -264,8 +266,11 @@ class SealedSegment:
             if keys is not None:
                 scan.add_keys(keys, lambda places: self._index.vectors(wanted[places]), names)
                 return
-        if self._form.divides:
-            scan.add_stored(self._form, self._index.stored(nodes), names, mask)
+        if self._form.bits:
+            scan.add_bits(self._form, self._index.stored(nodes), names, mask)
+        elif self._form.divides:
+            rows = self._index.stored(nodes)
+            scan.add_stored(self._form, rows, names, mask, self._index.lengths(nodes, rows))
         else:
             scan.add(self._index.vectors(nodes), names, mask)
 
@@ -335,8 +340,23 @@ class SealedSegment:
         return scored
 
     def _scored(self, queries: Floats, query: Ints, nodes: Ints) -> Candidates:
-        asked = queries if len(queries) == 1 else queries[query]
-        return Candidates(query, nodes, pair_distances(self.metric, asked, self._index.vectors(nodes)))
+        """Pairs of a query and a node, some at a time: a batch of wide beams finds hundreds of thousands, of which all
+        vectors together would be gigabytes."""
+        asked = self._form.stored(queries) if self._form.bits else queries
+        if len(nodes) <= SCAN_ROWS:
+            return Candidates(query, nodes, self._distances(asked, query, nodes))
+        distances = np.empty(len(nodes), np.float32)
+        for at in range(0, len(nodes), SCAN_ROWS):
+            block = slice(at, at + SCAN_ROWS)
+            distances[block] = self._distances(asked, query[block], nodes[block])
+        return Candidates(query, nodes, distances)
+
+    def _distances(self, asked: StoredRows, query: Ints, nodes: Ints) -> Floats:
+        """(n,) of each pair. asked: the queries; of bits, as they are stored."""
+        left = asked if len(asked) == 1 else asked[query]
+        if self._form.bits:
+            return differing_pairs(left, self._index.stored(nodes))
+        return pair_distances(self.metric, left, self._index.vectors(nodes))
 
     def _exact(self, band: Band, queries: Floats, k: int, counts: Bools | None, ways: Ways | None) -> list[Candidates]:
         if ways is not None:

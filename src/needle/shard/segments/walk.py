@@ -27,6 +27,8 @@ def as_coded(kind: IndexKind, metric: Metric, rows: Floats) -> Floats:
     """Vectors, or queries, as the codes of a kind of index are made of. rows: (n, d) float32."""
     if kind is not IndexKind.HNSW_RABITQ:
         return rows
+    if metric == Metric.HAMMING:  # they are bits already
+        return np.ascontiguousarray(rows, np.float32)
     if metric == Metric.DOT:  # faiss walks such codes by distances; in a band, the inner product is nearly the angle
         rows = of_unit_length(rows)
     return np.asarray(rotation(rows.shape[1]).apply(np.ascontiguousarray(rows)), np.float32)
