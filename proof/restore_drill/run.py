@@ -210,13 +210,20 @@ class Drill:
             await asyncio.sleep(0.2)
 
     async def _archived_until(self, client: needle.Client, ended: float) -> None:
-        last = Archiver(client, self._store)
-        shards = [info.shard for info in client.topology().serving]
-        while True:
-            await last.look(flush=True)
-            head = read_head(self._store, chosen(self._store, None)).shards
-            if all(head.get(shard, (0, 0))[1] >= ended * 1e6 for shard in shards):
-                return
+        """Of the shards that there are now: the client knows of one that has just gone only once it has looked."""
+        last, behind = Archiver(client, self._store), {}
+        try:
+            while True:
+                await last.look(flush=True)
+                head = read_head(self._store, chosen(self._store, None)).shards
+                known = {info.shard: head.get(info.shard, (0, 0)) for info in client.topology().serving}
+                behind = {shard: said for shard, said in known.items() if said[1] < ended * 1e6}
+                if not behind:
+                    return
+        finally:
+            if behind:
+                self._told(f"archived until {rfc3339(int(ended * 1e6))}, but for (shard: entry, clock) {behind}")
+            await last.close()
 
     # --- what comes back ---------------------------------------------------------------------------------------------
     def _judge(self, writers: Writers, began: float, ended: float) -> str:
@@ -243,20 +250,31 @@ class Drill:
 
     def _judge_gaps(self, archived: Archived) -> None:
         """None of the shards that were there from the start. One that came while no archiver ran may lack
-        its first entries, if its leader had a snapshot: that is told, and such instants are refused."""
-        missing = Look(self._store, int(archived.cluster, 16)).missing
-        found = [missing.get(shard, []) for shard in range(SHARDS_MAX)]
+        its first entries, if its leader had a snapshot, and one that went the last ones: that is told, and such
+        instants are refused."""
+        look = self._look(archived)
+        found = [look.missing.get(shard, []) for shard in range(SHARDS_MAX)]
         lost = [f"shard {shard}: {gap}" for shard, gaps in enumerate(found) for gap in gaps[shard >= FOUNDED :]]
-        if lost or len(archived.gaps) > sum(map(len, found)):
+        if lost or len(archived.gaps) > sum(map(len, found)) + len(look.unended):
             raise Violation("restore", "; ".join(lost or archived.gaps))
+
+    def _look(self, archived: Archived) -> Look:
+        return Look(self._store, int(archived.cluster, 16))
+
+    def _near(self, wanted: float, began: float, ended: float) -> Iterator[float]:
+        """An instant and those up to REFUSED_SECONDS from it, the nearest ones first; what cannot be had for want of
+        the end of a shard's log is not one of them."""
+        (archived,) = backups.list_archives(self._store)
+        gaps = [(since / 1e6, until / 1e6) for _, since, until in self._look(archived).unended]
+        places = (wanted + sign * n for n in range(int(ended - began) + 1) for sign in ((1, -1) if n else (1,)))
+        whole = (at for at in places if began <= at <= ended and not any(since < at < until for since, until in gaps))
+        return itertools.islice(whole, 2 * REFUSED_SECONDS)
 
     def _taken_out(self, wanted: float, began: float, ended: float) -> tuple[float, dict[Key, Found]]:
         """What the archive has at an instant: this one, or one some seconds from it, where it is refused because a
         range of keys was just on its way, or a new shard's first entries were cut before anybody archived them (see
         _judge_gaps). Raises Violation if none of those is to be had."""
-        for at in (wanted + sign * n for n in range(REFUSED_SECONDS) for sign in ((1, -1) if n else (1,))):
-            if not began <= at <= ended:
-                continue
+        for at in self._near(wanted, began, ended):
             with tempfile.TemporaryDirectory(dir=self._directory) as scratch:
                 making = Making(self._store, Path(scratch))
                 try:

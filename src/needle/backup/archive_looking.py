@@ -83,7 +83,8 @@ class Look:
         for shard in sorted(named - {*there}):
             if self.head.shards.get(shard, (0, 0))[0]:
                 self._tell(f"shard {shard}: all that was archived of it is missing")
-        self.gaps += _retired(self.catalogs, self.head)
+        self.unended = list(_unended(self.catalogs, self.head))
+        self.gaps += map(_retired, self.unended)
 
     def _tell(self, line: str, *, damage: bool = True) -> None:
         self.gaps.append(line)
@@ -171,20 +172,25 @@ def _reasons(shard: int, first: int, last: int, bases: Sequence[Base]) -> Iterat
         yield f"shard {shard}: entries {behind + 1} to {upto} are missing{why or ': a file is lost'}", True
 
 
-def _retired(catalogs: Sequence[Catalog], head: Head) -> Iterator[str]:
-    """Which shards were retired, in words, and the instants that cannot be had for want of the end of their logs."""
+def _unended(catalogs: Sequence[Catalog], head: Head) -> Iterator[tuple[int, int, int]]:
+    """Shards that were retired before the end of their logs was archived; from when to when nothing can be had for want
+    of that."""
     before: set[int] = set()
     for catalog in catalogs:
         serving = {info.shard for info in catalog.topology.serving}
         for shard in sorted(before - serving):
             until = head.shards.get(shard, (0, 0))[1]
             if until < catalog.at:
-                since = f"from {rfc3339(until)} to" if until else "up to"
-                yield (
-                    f"shard {shard} was retired, and the end of its log is not archived: instants {since} "
-                    f"{rfc3339(catalog.at)} are refused"
-                )
+                yield shard, until, catalog.at
         before = serving
+
+
+def _retired(unended: tuple[int, int, int]) -> str:
+    shard, until, at = unended
+    since = f"from {rfc3339(until)} to" if until else "up to"
+    return (
+        f"shard {shard} was retired, and the end of its log is not archived: instants {since} {rfc3339(at)} are refused"
+    )
 
 
 def list_archives(store: Store) -> list[Archived]:
