@@ -27,6 +27,7 @@ from needle.protocol.peer_calls import WhoAnswer
 from needle.routing.strategy import CONSISTENT_HASH
 from needle.routing.topology import ClusterSettings
 from needle.server.catalog.founding import create_cluster
+from needle.server.catalog.registration import LOOK_SECONDS
 
 pytestmark = pytest.mark.campaign
 
@@ -61,7 +62,8 @@ async def test_no_cluster_is_made_of_a_node_that_others_know_with_another_direct
             code, shown = await status("node-1")
             return shown if code == 1 and "Lost" in shown else None
 
-        await wait_for(refused, 30, "the other node's word")
+        # The emptied node knows no address to ask at before the other one tells it, as it does every LOOK_SECONDS.
+        await wait_for(refused, 3 * LOOK_SECONDS, "the other node's word")
         assert (
             await asyncio.to_thread(main, ["node", "list", "--json", "--cluster", processes.nodes["node-1"].address])
             == 0
