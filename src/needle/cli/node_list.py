@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.text import Text
 
 import needle
-from needle.base.errors import LostState, NeedleError
+from needle.base.errors import DeadlineExceeded, LostState, NeedleError, NoQuorum
 from needle.base.ids import NodeId
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, as_json, console, notes, print_json, run, table
 from needle.client.client import Client
@@ -23,7 +23,7 @@ def list_(cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
     """List the nodes, also those that joined and hold nothing yet."""
 
     async def work(client: needle.Client) -> tuple[Topology, dict[NodeId, str], dict[NodeId, int]]:
-        now = await client.refresh_topology(confirmed=True, timeout=STATUS_TIMEOUT)
+        now = await _known(client)
         return now, *await conditions_of(client, now)
 
     now, conditions, knows = run(cluster, work)
@@ -55,6 +55,18 @@ def list_(cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
     console.print(f"the cluster is at version {now.cluster_version} of commands and formats", soft_wrap=True)
     if idle := usable_without_shards(now):
         notes.print(without_shards(now, idle), markup=False, soft_wrap=True)
+
+
+async def _known(client: Client) -> Topology:
+    """What the catalog confirms; without a leader of it, when who is down is the question, what a node knows."""
+    try:
+        return await client.refresh_topology(confirmed=True, timeout=STATUS_TIMEOUT)
+    except (NoQuorum, DeadlineExceeded) as error:
+        now = client.topology()
+        if not now.nodes:
+            raise
+        notes.print(f"note: as the nodes that answer knew it last: {error.message}", markup=False, soft_wrap=True)
+        return now
 
 
 def usable_without_shards(now: Topology) -> list[NodeId]:
