@@ -301,31 +301,38 @@ async def test_replicas_that_are_all_too_old_are_told_by_that_name_and_are_not_t
     assert not group_of(client)._directory._suspect
 
 
-async def test_shards_that_wait_for_one_node_are_given_up_together_when_others_lead_them() -> None:
-    class Directory:
-        term, leader = 1, "h:1"
+class Hung:
+    """What is known of a group whose leader hangs, until another is elected."""
 
-        def __init__(self, elected: bool) -> None:
-            self.elected, self.caller = elected, self
+    term, leader = 1, "h:1"
 
-        async def call(self, *_: object) -> bytes:
-            await asyncio.Event().wait()
-            return b""
+    def __init__(self, elected: bool = False) -> None:
+        self.caller, self.elected = self, elected
 
-        def addresses(self) -> list[str]:
-            return []
+    async def call(self, *_: object) -> bytes:
+        await asyncio.Event().wait()
+        return b""
 
-        async def await_leader(self, seconds: float) -> None:
-            if self.elected:
-                self.term, self.leader = 2, "h:2"
+    def addresses(self) -> list[str]:
+        return []
 
-    for elected in ((True, True), (False, True)):
-        watches = [Unanswered(cast("Any", Directory(one))) for one in elected]
+    async def await_leader(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        if self.elected:
+            self.term, self.leader = 2, "h:2"
+
+
+def test_shards_that_wait_for_one_node_are_given_up_together_when_others_lead_them() -> None:
+    async def work(*elected: bool) -> None:
+        watches, together = [Unanswered(cast("Any", Hung(one))) for one in elected], WatchedTogether()
         async with asyncio.timeout(30):
-            assert await (together := WatchedTogether()).call(watches, "h:1", "search_shards", b"", 20) is None
+            assert await together.call(watches, "h:1", "search_shards", b"", 20) is None
         task = asyncio.current_task()
         assert task is not None and not task.cancelling()
         assert not any(watch._old for watch in watches) and not together._young
+
+    for elected in ((True, True), (False, True)):
+        virtually(work(*elected))
 
 
 class Counted(dict[Any, Any]):
@@ -346,27 +353,6 @@ class Counted(dict[Any, Any]):
         for one in super().items():
             Counted.looked += 1
             yield one
-
-
-class Hung:
-    """What is known of a group whose leader hangs, until another is elected."""
-
-    term, leader = 1, "h:1"
-
-    def __init__(self) -> None:
-        self.caller, self.elected = self, False
-
-    async def call(self, *_: object) -> bytes:
-        await asyncio.Event().wait()
-        return b""
-
-    def addresses(self) -> list[str]:
-        return []
-
-    async def await_leader(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-        if self.elected:
-            self.term, self.leader = 2, "h:2"
 
 
 def steps_of(requests: int, seconds: float) -> int:
