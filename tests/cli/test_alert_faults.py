@@ -20,6 +20,7 @@ from harness.alert_page import Alerts
 from harness.calm import CALM
 from harness.commands import Run
 from harness.damage import documents
+from harness.leading import led_by
 from harness.sick import FAST_CLOCK, SLOWER_DISK
 from needle.client.alerts import HANG_SECONDS, RECALL_MIN, WORN_SHARE
 from needle.local.certificates import create_ca, create_node
@@ -183,13 +184,7 @@ async def test_a_disk_that_is_slow(page: Alerts, cluster: ProcessCluster, tmp_pa
     fall_ill(cluster.nodes["node-1"], tmp_path / "slow", SLOWER_DISK)
     await restart(page, "node-1")
     async with cluster.connect() as client:
-
-        async def leads() -> bool:
-            if await client.leader(0) != "node-1":
-                await client.step_down("node-1", shard=0)
-            return await client.leader(0) == "node-1"
-
-        await wait_for(leads, 60, "node-1 leading shard 0")
+        await led_by(client, "node-1")
         for _ in range(5):
             await client.insert("slow", VECTOR, timeout=60)
         count = await page.metric("node-1", "needle_fsync_seconds_count")
@@ -212,13 +207,7 @@ async def test_a_disk_that_hangs(page: Alerts, cluster: ProcessCluster, tmp_path
     fall_ill(cluster.nodes["node-1"], tmp_path / "slow", hangs_by(hangs))
     await restart(page, "node-1")
     async with cluster.connect() as client:
-
-        async def leads() -> bool:
-            if await client.leader(0) != "node-1":
-                await client.step_down("node-1", shard=0)
-            return await client.leader(0) == "node-1"
-
-        await wait_for(leads, 60, "node-1 leading shard 0")
+        await led_by(client, "node-1")
         await client.insert("before", VECTOR, timeout=60)
         assert await page.metric("node-1", "needle_fsync_under_way_seconds") < HANG_SECONDS
         hangs.touch()

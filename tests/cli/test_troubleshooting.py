@@ -13,6 +13,7 @@ import pytest_asyncio
 
 import needle
 from harness.commands import Run
+from harness.leading import led_by
 from harness.page_chapter import Chapter
 from needle.base.errors import NeedleError
 from needle.local.process_cluster import ProcessCluster, wait_for
@@ -49,17 +50,6 @@ def page(
 
 def of(name: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("page", [name], indirect=True)
-
-
-async def led_by(client: needle.Client, node: str) -> None:
-    """Hands shard 0 to a node."""
-
-    async def leads() -> bool:
-        if await client.leader(0) != node:
-            await client.step_down(node, shard=0)
-        return await client.leader(0) == node
-
-    await wait_for(leads, 60, f"{node} leading shard 0")
 
 
 @of("Split brain")

@@ -16,6 +16,7 @@ import pytest
 import needle
 from backup.archived import restored
 from cluster.processes import ShardedProcesses, healthy
+from harness.leading import led_by
 from needle.backup.archive_looking import list_archives
 from needle.backup.archiving import archive
 from needle.backup.keeping import verify
@@ -250,13 +251,11 @@ async def test_a_leader_that_was_away_is_handed_the_files_without_another_run(
             await asyncio.to_thread(cluster.kill, away)
             led: list[bool] = []
 
-            async def leads() -> bool:
-                return await client.step_down(away, shard=0, timeout=5.0) == away
-
             async def ask(asked: Any, shard: int, method: str, *rest: Any) -> Any:
                 if method == BULK_LOAD and not led:
                     await asyncio.to_thread(cluster.restart, away)
-                    led.append(await wait_for(leads, 60, "the leader that has no file"))
+                    await led_by(client, away)
+                    led.append(True)
                 return await ask_leader(asked, shard, method, *rest)
 
             monkeypatch.setattr("needle.cli.bulk.handing.ask_leader", ask)
